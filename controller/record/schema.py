@@ -1,0 +1,115 @@
+"""Rows and records of the journal: the one place that says what is written down.
+
+Record types of `journal.bin` and their payloads (all JSON is canonical: sorted keys, no spaces, no NaN):
+
+* HEADER  JSON `{"format", "version", "epoch", "seed", "clock", "plan", "plan_sha256", "site",
+  "site_sha256", "operator", "part", "simulated", "gantry_deg", ...}`: the whole plan (`dataclasses.asdict`) and the
+  whole effective site, so that everything else can be rebuilt from the journal alone. No patient identity.
+* EVENT   JSON `{"t_ns": int, "event": str, ...}`; kinds in `EVENTS`.
+* PROGRAM JSON head, a newline, then the layer's `VISIT_PLAN_DTYPE` rows: what was downloaded and read back.
+* VISITS  `VISIT_DTYPE` rows: what was delivered.
+* ROWS    `ROW_DTYPE` rows: the 200-us log.
+* END     JSON: the totals that close a part; absent after a crash.
+
+Times are integer ns from the start of the run (virtual) or of the monotonic clock (real); `epoch` in the header
+maps 0 ns to UTC.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+VISIT_DTYPE = np.dtype(
+    [
+        ("t_start_ns", "<i8"),
+        ("t_end_ns", "<i8"),
+        ("beam_on_ns", "<i8"),  # beam-on time by the engine
+        ("counts_1", "<i8"),  # electrometer 1, latched at the visit's end minus at its start (authoritative)
+        ("counts_2", "<i8"),  # electrometer 2, the same
+        ("frame_counts_1", "<f8"),  # the PC's own integral from frames, pedestal subtracted
+        ("frame_counts_2", "<f8"),
+        (
+            "late_counts_1",
+            "<f8",
+        ),  # charge of this visit that arrived after it, minus charge of the one before that arrived in it
+        ("late_counts_2", "<f8"),
+        ("particles_1", "<f8"),  # from counts_1, pedestal, late charge and corrections included
+        ("particles_2", "<f8"),
+        ("meterset_1", "<f8"),  # in the field's unit
+        ("meterset_2", "<f8"),
+        ("planned_particles", "<f8"),
+        ("planned_meterset", "<f8"),
+        ("x_mm", "<f8"),  # measured, at isocentre; NaN where quality says no position
+        ("y_mm", "<f8"),
+        ("sigma_x_mm", "<f8"),  # measured, at isocentre
+        ("sigma_y_mm", "<f8"),
+        ("planned_x_mm", "<f8"),
+        ("planned_y_mm", "<f8"),
+        ("x_current_a", "<f8"),  # measured by the engine at the visit's end
+        ("y_current_a", "<f8"),
+        ("visit", "<u4"),
+        ("spot", "<u4"),
+        ("field", "<u2"),  # index of the field, from 0
+        ("layer", "<u2"),  # index of the layer, from 0
+        ("painting", "<u2"),
+        ("part", "<u2"),
+        ("quality", "<u2"),  # QUALITY_* bits
+        ("flags", "<u2"),  # of the visit plan, and VISIT_PARTIAL
+    ]
+)
+
+VISIT_PARTIAL = 0x8000
+"""Visit flag: stopped before its preset."""
+QUALITY_NO_POSITION = 1
+QUALITY_SATURATED = 2
+QUALITY_FRAMES_LOST = 4
+QUALITY_SPLIT = 8
+"""Delivered in more than one stretch of beam (spill end, hold)."""
+
+ROW_DTYPE = np.dtype(
+    [
+        ("t_ns", "<i8"),  # end of the 200-us row, device time
+        ("counts_1", "<u8"),  # electrometer 1, cumulative
+        ("counts_2", "<u8"),
+        ("visit", "<u4"),
+        ("flags", "<u4"),  # frame flags of all streams, or-ed over the row: see drivers.wires.frames
+        ("strip_counts", "<i4"),  # sum over both planes, pedestal subtracted
+        ("x_strip_um", "<i4"),  # centroid at the strip plane; INT32_MIN: none
+        ("y_strip_um", "<i4"),
+        ("sigma_x_strip_um", "<i4"),
+        ("sigma_y_strip_um", "<i4"),
+        ("x_set_ma", "<i4"),  # set current of the engine
+        ("y_set_ma", "<i4"),
+        ("x_primary_ma", "<i4"),  # primary read-back
+        ("y_primary_ma", "<i4"),
+        ("x_redundant_ma", "<i4"),  # redundant read-back
+        ("y_redundant_ma", "<i4"),
+        ("x_voltage_mv", "<i4"),
+        ("y_voltage_mv", "<i4"),
+        ("x_field_utm", "<i4"),  # integral field by Hall probe, micro tesla metre
+        ("y_field_utm", "<i4"),
+        ("frames_1", "u1"),  # frames of electrometer 1 in the row (2 if none was lost)
+        ("frames_2", "u1"),
+        ("permit", "u1"),  # 1: a permit was sent in the row
+        ("trip", "u1"),  # number of the latched real-time condition, 0: none
+    ]
+)
+
+ROW_NS = 200_000
+
+EVENTS = {
+    "state": "delivery state changed: state, previous, cause",
+    "command": "a command arrived: name, operator, reason",
+    "device": "a device's identity at connection: device, id, simulated, map_sha256, boot_nonce",
+    "setup": "a field's set-up, set and read back: field, device, quantity, set, readback, unit",
+    "layer": "a layer begins or ends: field, layer, phase (request | ready | armed | start | end), and what was read back: "
+    "energy_set_mev_u, energy_readback_mev_u, energy_sensor_mev_u, intensity_level, port_deg",
+    "corrections": "frozen for the part: ktp, temperature_c, pressure_hpa, pedestals",
+    "spill": "spill began or ended: phase",
+    "hold": "hold began or ended: phase, cause",
+    "trip": "an interlock condition latched: id, value, limit, unit, t_cause_ns, first_out, hint",
+    "reset": "latched trips were reset: operator, reason, ids",
+    "permit": "permission begins or ends: phase, arm_token",
+    "reconcile": "counters against rings against journal: field, device, retained, ring, journal",
+    "warning": "something worth a look that did not stop anything: text",
+}

@@ -1,0 +1,331 @@
+"""What every device promises, whoever makes it: one Protocol a device, frozen values in and out.
+
+The real device, the simulated one and any later replacement fulfil the same contract over the same wire.
+Rules for all: a method returns only when the read-back agrees (or raises a `DeviceError` that names device,
+quantity, wanted, got); every method takes a `Deadline` and never waits longer; cancelling a method leaves the
+link usable or marks it suspect; a status carries the time at which it was read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivers.deadline import Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who answers at an address."""
+
+    device_id: str
+    simulated: bool
+    map_sha256: str
+    """Hash of the register map that the device was built with (first 16 hex digits)."""
+    boot_nonce: int
+    """Changes with every power-up."""
+
+
+class Connected(Protocol):
+    """What all devices share."""
+
+    name: str
+
+    async def connect(self, deadline: Deadline) -> None: ...
+    async def close(self) -> None: ...
+    async def identify(self, deadline: Deadline) -> Identity: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorStatus:
+    """Read-back of the accelerator."""
+
+    t_ns: int
+    state: int
+    """0 idle, 1 changing energy or filling, 2 ready (flat-top or continuous beam available), 3 fault."""
+    request_id: int
+    """Request that the state refers to."""
+    energy_mev_u: float
+    ion: str
+    port_deg: float
+    intensity_level: int
+    spill: int
+    """Number of the current or last spill."""
+    beam_enabled: bool
+    stopper_open: bool
+
+
+class Accelerator(Connected, Protocol):
+    """Energy, ion, port, intensity, spill."""
+
+    async def request(
+        self, *, ion: str, energy_mev_u: float, intensity_level: int, port_deg: float, deadline: Deadline
+    ) -> int:
+        """Ask for beam like this; returns the request id once the set-points read back. Does not wait for READY."""
+        ...
+
+    async def release(self, deadline: Deadline) -> None:
+        """No more spills."""
+        ...
+
+    async def stop(self, deadline: Deadline) -> None:
+        """Close the stopper and release."""
+        ...
+
+    async def open_stopper(self, deadline: Deadline) -> None: ...
+    async def status(self, deadline: Deadline) -> AcceleratorStatus: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTable:
+    """A layer as the engine takes it; arrays have one entry a visit."""
+
+    first_visit: int
+    x_current_a: NDArray[np.float64]
+    y_current_a: NDArray[np.float64]
+    preset_counts: NDArray[np.uint32]
+    time_limit_ms: NDArray[np.uint16]
+    flags: NDArray[np.uint16]
+    early_on_counts: int
+    early_off_counts: int
+    gated: bool
+    """Obey the gating device's hold line."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """Read-back of the scan controller."""
+
+    t_ns: int
+    state: int
+    """0 idle, 1 armed, 2 running, 3 held, 4 layer done, 5 aborted, 6 tripped."""
+    trip: int
+    """Engine's own trip: 0 none, 1 spot time, 2 magnet window, 3 table CRC, 4 no chain."""
+    bank: int
+    """Bank that runs or ran last."""
+    visit: int
+    results: int
+    """Rows ever written to the result ring."""
+    acknowledged: int
+    x_current_a: float
+    y_current_a: float
+
+
+ENGINE_RESULT_DTYPE = np.dtype(
+    [
+        ("visit", "<u4"),
+        ("counts", "<u4"),  # electrometer 1's counts that the engine saw in the visit
+        ("t_start_ns", "<i8"),
+        ("t_end_ns", "<i8"),
+        ("beam_on_ns", "<i8"),
+        ("x_current_a", "<f8"),  # measured at the visit's end
+        ("y_current_a", "<f8"),
+        ("flags", "<u2"),  # 1: stopped before the preset, 2: more than one stretch of beam
+    ]
+)
+
+
+class ScanController(Connected, Protocol):
+    """Magnet supplies and spot engine."""
+
+    async def download(self, bank: int, table: LayerTable, deadline: Deadline) -> None:
+        """Write a layer into bank 0 or 1, read every register back, compare, and compare the engine's CRC."""
+        ...
+
+    async def arm(self, bank: int, arm_token: int, deadline: Deadline) -> None: ...
+    async def start(self, deadline: Deadline) -> None: ...
+    async def hold(self, on: bool, deadline: Deadline) -> None: ...
+    async def abort(self, deadline: Deadline) -> None: ...
+    async def status(self, deadline: Deadline) -> EngineStatus: ...
+    async def results(self, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:
+        """Rows [first, first + count) of the ring as `ENGINE_RESULT_DTYPE`."""
+        ...
+
+    async def acknowledge(self, results: int, deadline: Deadline) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ElectrometerStatus:
+    """Read-back of an electrometer."""
+
+    t_ns: int
+    counts: int
+    """Retained cumulative counter."""
+    high_voltage_v: float
+    temperature_c: float
+    pressure_hpa: float
+    self_test: int
+    """0 not since power-up, 1 running, 2 passed, 3 failed."""
+    streaming: bool
+    tripped: bool
+    """Backup counter or rate limit reached (electrometer 2)."""
+    trip_visit: int
+    results: int
+    acknowledged: int
+
+
+LATCH_DTYPE = np.dtype([("visit", "<u4"), ("counts", "<u8")])
+"""Cumulative counts latched at the end of a visit."""
+
+
+class Electrometer(Connected, Protocol):
+    """One integral chamber (electrometer 1: with strips); its frames travel by UDP, not here."""
+
+    async def status(self, deadline: Deadline) -> ElectrometerStatus: ...
+    async def self_test(self, deadline: Deadline) -> None:
+        """Charge injection; returns when passed."""
+        ...
+
+    async def stream_to(self, host: str, port: int, slot: int, deadline: Deadline) -> None:
+        """Send frames to host:port; slot 0 is the controller's, 1 the guard's."""
+        ...
+
+    async def load_backup(
+        self, bank: int, first_visit: int, limits: NDArray[np.uint32], rate_limit_per_s: float, deadline: Deadline
+    ) -> None:
+        """Electrometer 2: own limits per visit (counts since the visit's start), read back and compared."""
+        ...
+
+    async def latches(self, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:
+        """Rows of the latch ring as `LATCH_DTYPE`."""
+        ...
+
+    async def acknowledge(self, results: int, deadline: Deadline) -> None: ...
+    async def reset_trip(self, deadline: Deadline) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GantryStatus:
+    t_ns: int
+    angle_deg: float
+    moving: bool
+    fault: bool
+
+
+class Gantry(Connected, Protocol):
+    """Gantry angle, or the port of a fixed beam line."""
+
+    async def move(self, angle_deg: float, tolerance_deg: float, deadline: Deadline) -> GantryStatus: ...
+    async def stop(self, deadline: Deadline) -> None: ...
+    async def status(self, deadline: Deadline) -> GantryStatus: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CouchStatus:
+    t_ns: int
+    vertical_mm: float
+    longitudinal_mm: float
+    lateral_mm: float
+    rotation_deg: float
+    pitch_deg: float
+    roll_deg: float
+    moving: bool
+    fault: bool
+
+
+class Couch(Connected, Protocol):
+    """Patient positioner."""
+
+    async def move(
+        self,
+        *,
+        vertical_mm: float | None,
+        longitudinal_mm: float | None,
+        lateral_mm: float | None,
+        rotation_deg: float,
+        pitch_deg: float,
+        roll_deg: float,
+        tolerance_mm: float,
+        tolerance_deg: float,
+        deadline: Deadline,
+    ) -> CouchStatus:
+        """None: that axis stays where it is."""
+        ...
+
+    async def stop(self, deadline: Deadline) -> None: ...
+    async def status(self, deadline: Deadline) -> CouchStatus: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NozzleStatus:
+    t_ns: int
+    snout_code: int
+    """Coded identity of the mounted snout; 0: none."""
+    snout_mm: float
+    range_shifter_code: int
+    """Coded identity of the range shifter in the beam; 0: none."""
+    ripple_filter_code: int
+    moving: bool
+    fault: bool
+
+
+class Nozzle(Connected, Protocol):
+    """Snout, range shifter, ripple filter; each reads back its coded identity."""
+
+    async def set(
+        self,
+        *,
+        snout_mm: float | None,
+        range_shifter_code: int,
+        ripple_filter_code: int,
+        snout_tolerance_mm: float,
+        deadline: Deadline,
+    ) -> NozzleStatus: ...
+    async def status(self, deadline: Deadline) -> NozzleStatus: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatingStatus:
+    t_ns: int
+    source: int
+    """0 off, else 1 + index into the site's gating sources."""
+    gate_open: bool
+    amplitude: float
+    fault: bool
+
+
+class Gating(Connected, Protocol):
+    """Respiratory gating; its gate line is wired to the engine's hold input."""
+
+    async def select(self, source: int, deadline: Deadline) -> None: ...
+    async def status(self, deadline: Deadline) -> GatingStatus: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChainStatus:
+    """Read-back of the safety chain and of the independent sensors that its PLC carries."""
+
+    t_ns: int
+    closed: bool
+    armed: bool
+    arm_token: int
+    open_cause: int
+    """First-out cause since the last arm: 0 none, 1 permit time-out, 2 drop received, 3 emergency stop, 4 door,
+    5 room not searched, 6 room not allocated, 7 operator abort button, 8 electrometer 2, 9 spot engine."""
+    emergency_stop: bool
+    door_closed: bool
+    room_searched: bool
+    room_allocated: bool
+    permits_received: int
+    permits_rejected: int
+    energy_sensor_mev_u: float
+    """Independent of the accelerator's control (dipole field probe)."""
+    ion_sensor: str
+    port_sensor_deg: float
+    beam_present: bool
+    """Independent beam-present detector."""
+
+
+class SafetyChain(Connected, Protocol):
+    """Watchdog and PLC. The permit stream itself travels by UDP, not here."""
+
+    async def open_session(self, session_nonce: int, time_out_ms: float, deadline: Deadline) -> None: ...
+    async def arm(self, arm_token: int, deadline: Deadline) -> None:
+        """Accept permits that carry this token; the chain closes with the first valid ones."""
+        ...
+
+    async def disarm(self, deadline: Deadline) -> None: ...
+    async def status(self, deadline: Deadline) -> ChainStatus: ...

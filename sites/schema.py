@@ -1,0 +1,494 @@
+"""What a site file may say: one frozen, strict model per table, units in the key names.
+
+A site is one treatment room. The controller reads its calibration from here, the simulators their
+plant (`simulation` holds what only the plant knows: true deviations and wire latencies).
+Unknown keys are errors; `sites.loader` adds the line number.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+IonName = Literal["1H", "12C"]
+
+
+class Table(BaseModel):
+    """Base of all tables: immutable, no unknown keys, no silent type conversion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Accelerator(Table):
+    """The machine up to the nozzle: energies, intensities, time structure."""
+
+    kind: Literal["synchrotron", "cyclotron"]
+    ions: tuple[IonName, ...] = Field(min_length=1)
+    energy_min_mev_u: Positive
+    energy_max_mev_u: Positive
+    energy_grid_mev_u: Positive = 0.01
+    energy_library_mev_u: tuple[Positive, ...] = ()
+    """If not empty, only these energies exist and the grid is ignored."""
+    energy_tolerance_mev_u: Positive = 0.006
+    """A plan energy within this of an available one is set to that one; else it is refused."""
+    energy_sensor_tolerance_mev_u: Positive = 0.2
+    """Independent sensor against the set energy."""
+    intensities_per_s: tuple[Positive, ...] = Field(min_length=1)
+    """Particles per second of each level, rising, neighbours at most a factor 2 apart."""
+    ripple_rms: Fraction
+    """Intensity ripple that the machine is specified to stay below (rms, relative)."""
+    flat_top_s: NotNegative
+    """Longest extraction from one filling; 0: continuous beam."""
+    gap_s: NotNegative
+    """From the end of one flat-top to the start of the next, same or new energy."""
+    particles_per_spill: NotNegative
+    """Particles in one filling; 0: unlimited."""
+    extraction_rise_ms: NotNegative
+    extended_flat_top: bool = False
+    """Multiple-energy extraction: falling energies follow inside one filling."""
+    energy_step_s: NotNegative = 0.0
+    """Energy change inside an extended flat-top, or of a cyclotron's degrader, downwards."""
+    energy_step_up_s: NotNegative = 0.0
+    """Energy change upwards of a cyclotron's degrader and beam line."""
+    beam_on_delay_us: NotNegative
+    beam_off_delay_us: NotNegative
+
+    @model_validator(mode="after")
+    def _levels(self) -> Self:
+        levels = self.intensities_per_s
+        if any(b <= a for a, b in zip(levels, levels[1:], strict=False)):
+            raise ValueError("intensities_per_s must rise")
+        if any(b > 2.0000001 * a for a, b in zip(levels, levels[1:], strict=False)):
+            raise ValueError("neighbouring intensities_per_s must be at most a factor 2 apart")
+        if self.energy_max_mev_u <= self.energy_min_mev_u:
+            raise ValueError("energy_max_mev_u must be above energy_min_mev_u")
+        return self
+
+
+class ScanAxis(Table):
+    """One scanning magnet with its supply."""
+
+    tesla_metre_per_a: Positive
+    """Integrated field per ampere (calibrated)."""
+    max_current_a: Positive
+    slew_a_per_s: Positive
+    settle_us: NotNegative
+    """Time after a step until the field is inside the window."""
+    window_a: Positive
+    """Read-back window: beam starts only inside it."""
+    uncertainty: Fraction
+    """Relative standard uncertainty of the calibration."""
+
+
+class CalibrationPoint(Table):
+    """Bilinear correction at one energy: (x', y') = (xx x + xy y + x0, yx x + yy y + y0), mm at isocentre."""
+
+    energy_mev_u: Positive
+    xx: Finite = 1.0
+    xy: Finite = 0.0
+    yx: Finite = 0.0
+    yy: Finite = 1.0
+    x0_mm: Finite = 0.0
+    y0_mm: Finite = 0.0
+
+
+class Scanning(Table):
+    """Scan magnets and the spot engine."""
+
+    x: ScanAxis
+    y: ScanAxis
+    mode: Literal["raster", "discrete"]
+    gap_beam_off_mm: Positive
+    """Raster: a move longer than this is made with beam off."""
+    max_visits_per_layer: int = Field(16384, ge=1, le=16384)
+    calibration: tuple[CalibrationPoint, ...] = ()
+    """Rising energies; interpolated linearly, held constant outside. Empty: no correction."""
+
+
+class Chamber(Table):
+    """One integral ionisation chamber with its electrometer."""
+
+    gap_mm: Positive
+    high_voltage_v: Positive
+    gas: Literal["air", "nitrogen"]
+    quantum_fc: Annotated[float, Field(gt=0, le=10.0)]
+    """Charge per count."""
+    gain: Positive = 1.0
+    """Calibration factor: true charge per particle = gain x model charge per particle."""
+    gain_uncertainty: Fraction = 0.01
+    lag_us: NotNegative
+    """Mean delay of collected charge behind the beam (ion drift)."""
+    ks_per_particle_s: NotNegative = 0.0
+    """Volume recombination: ks = 1 + this x particles/s."""
+    saturation_counts_per_s: Positive
+
+
+class Strips(Table):
+    """The strip planes in front of isocentre (electrometer 1)."""
+
+    count: Literal[128] = 128
+    pitch_x_mm: Positive
+    pitch_y_mm: Positive
+    distance_mm: NotNegative
+    """From the strip planes to isocentre, along the beam."""
+
+
+class Dosimetry(Table):
+    """Dose monitors and the air they stand in."""
+
+    primary: Chamber
+    secondary: Chamber
+    strips: Strips
+    reference_temperature_c: Finite = 20.0
+    reference_pressure_hpa: Positive = 1013.25
+    ktp_min: Positive = 0.9
+    ktp_max: Positive = 1.15
+
+
+class MuCalibration(Table):
+    """Particles per MU: coefficient x (E / reference)^exponent, E in MeV/u."""
+
+    particles_per_mu: Positive
+    reference_mev_u: Positive
+    exponent: Finite
+
+
+class RangeShifter(Table):
+    """A range shifter that this machine has."""
+
+    id: str
+    wet_mm: Positive
+    code: int = Field(ge=1, le=65535)
+    """Coded identity that the nozzle reads back."""
+
+
+class Snout(Table):
+    """A snout that this machine has."""
+
+    id: str
+    code: int = Field(ge=1, le=65535)
+    min_mm: Finite
+    max_mm: Finite
+
+
+class RippleFilter(Table):
+    """A ripple filter that this machine has."""
+
+    id: str
+    code: int = Field(ge=1, le=65535)
+    thickness_mm: Positive
+
+
+class SpotSize(Table):
+    """Expected spot sigma in air at isocentre at one energy; interpolated linearly."""
+
+    energy_mev_u: Positive
+    sigma_x_mm: Positive
+    sigma_y_mm: Positive
+
+
+class TreatmentMachine(Table):
+    """What a TreatmentMachineName in a plan means in this room."""
+
+    ion: IonName
+    vsad_x_mm: Positive
+    vsad_y_mm: Positive
+    energy_min_mev_u: Positive
+    energy_max_mev_u: Positive
+    field_x_mm: Positive
+    """Largest |x| at isocentre."""
+    field_y_mm: Positive
+    spot_min_mu: Positive
+    spot_max_mu: Positive
+    spot_min_particles: Positive
+    spot_max_particles: Positive
+    mu: MuCalibration
+    range_shifters: tuple[RangeShifter, ...] = ()
+    snouts: tuple[Snout, ...] = ()
+    ripple_filters: tuple[RippleFilter, ...] = ()
+    tune_ids: tuple[str, ...] = Field(min_length=1)
+    spot_sizes: tuple[SpotSize, ...] = Field(min_length=1)
+
+
+class Gantry(Table):
+    """Where the beam can come from."""
+
+    kind: Literal["fixed", "rotating"]
+    ports_deg: tuple[Finite, ...] = ()
+    """Fixed: the ports. Rotating: empty."""
+    default_deg: Finite
+    tolerance_deg: Positive
+    speed_deg_per_s: Positive
+
+
+class Couch(Table):
+    """The patient positioner."""
+
+    tolerance_mm: Positive
+    tolerance_deg: Positive
+    max_pitch_roll_deg: NotNegative
+    range_mm: tuple[Finite, Finite] = (-1000.0, 1000.0)
+    speed_mm_per_s: Positive
+    speed_deg_per_s: Positive
+
+
+class Nozzle(Table):
+    """Snout and range modifiers."""
+
+    snout_tolerance_mm: Positive
+    snout_speed_mm_per_s: Positive
+    insert_time_s: NotNegative
+
+
+class Gating(Table):
+    """Respiratory gating."""
+
+    sources: tuple[str, ...] = ()
+    hold_max_s: Positive = 60.0
+    """A longer hold interrupts the treatment."""
+    holds_max: int = Field(1000, ge=1)
+
+
+class Tolerances(Table):
+    """When delivery stops."""
+
+    position_mm: Positive = 1.0
+    """Trip limit is max(position_mm, position_sigma x sigma), below position_spacing x spot spacing."""
+    position_sigma: Positive = 0.5
+    position_spacing: Positive = 0.75
+    position_mean_mm: Positive = 0.7
+    """Running mean over 20 visits."""
+    width: Positive = 0.20
+    spot_dose: Positive = 0.05
+    spot_dose_counts: Positive = 3.0
+    field_dose: Positive = 0.01
+    """Over-dose of a field on either monitor, beyond which delivery trips."""
+    field_dose_counts: Positive = 200.0
+    monitor_disagreement: Positive = 0.03
+    """Primary against secondary, over a field, once both have monitor_disagreement_counts."""
+    monitor_disagreement_counts: Positive = 5000.0
+    secondary_spot: Positive = 0.05
+    """Electrometer 2's backup: planned + max(this, secondary_spot_counts)."""
+    secondary_spot_counts: Positive = 60.0
+    rate_factor: Positive = 2.0
+    """Rate above this x the layer's level trips."""
+    beam_off_proof_ms: Positive = 2.0
+    minimum_counts: Positive = 200.0
+    """Centroid and width are judged once a visit has this many counts."""
+    spot_time_factor: Positive = 2.0
+    spot_time_floor_ms: Positive = 10.0
+
+
+class Permits(Table):
+    """The permit stream and the chain."""
+
+    required: tuple[Literal["controller", "guard"], ...] = ("controller",)
+    time_out_ms: Positive
+    lease_ms: Annotated[float, Field(gt=0, le=100.0)] = 100.0
+    frame_age_max_ms: Positive
+    """No permit is sent for an older frame."""
+    stale_ms: Positive
+    """A monitor stream silent for this long trips."""
+    key_hex: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    """Key of the permit MAC, only where every device is simulated."""
+    key_file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if (self.key_hex is None) == (self.key_file is None):
+            raise ValueError("give exactly one of key_hex and key_file")
+        return self
+
+
+class TcpAddress(Table):
+    """A Modbus TCP device."""
+
+    wire: Literal["modbus_tcp"]
+    host: str
+    port: int = Field(ge=1024, le=65535)
+
+
+class RtuAddress(Table):
+    """A Modbus RTU device on a serial line."""
+
+    wire: Literal["modbus_rtu"]
+    path: str
+    baud: int = Field(ge=1200)
+    unit: int = Field(1, ge=1, le=247)
+
+
+class AsciiAddress(Table):
+    """A device that speaks checksummed ASCII lines on a serial line."""
+
+    wire: Literal["ascii"]
+    path: str
+    baud: int = Field(ge=1200)
+
+
+Address = Annotated[TcpAddress | RtuAddress | AsciiAddress, Field(discriminator="wire")]
+
+
+class UdpEndpoint(Table):
+    """Where datagrams go."""
+
+    host: str
+    port: int = Field(ge=1024, le=65535)
+
+
+class Device(Table):
+    """One device: how to reach it, which map it has, and whether it is the real one."""
+
+    kind: Literal["real", "simulated"]
+    address: Address
+    map: str
+    """Name of a register map in drivers/maps, or the path of one."""
+    device_id: str
+    """Identity that the device must report."""
+    poll_hz: Positive
+    max_age_ms: Positive
+    """A status older than this is no status: trip."""
+    request_timeout_ms: Positive = 500.0
+
+
+DEVICE_NAMES = (
+    "accelerator",
+    "scan_controller",
+    "electrometer_1",
+    "electrometer_2",
+    "gantry",
+    "couch",
+    "nozzle",
+    "gating",
+    "safety_chain",
+)
+
+
+class Devices(Table):
+    """All devices of the room; each is real or simulated for itself."""
+
+    accelerator: Device
+    scan_controller: Device
+    electrometer_1: Device
+    electrometer_2: Device
+    gantry: Device
+    couch: Device
+    nozzle: Device
+    gating: Device
+    safety_chain: Device
+
+    def items(self) -> tuple[tuple[str, Device], ...]:
+        """Pairs of name and device, in the order of `DEVICE_NAMES`."""
+        return tuple((name, getattr(self, name)) for name in DEVICE_NAMES)
+
+
+class Streams(Table):
+    """UDP endpoints: frames to the controller, permits to the chain."""
+
+    frames: UdpEndpoint
+    permits: UdpEndpoint
+
+
+class Telemetry(Table):
+    """MQTT, publish only."""
+
+    enabled: bool = True
+    url: str = "mqtt://127.0.0.1:18830"
+    """mqtt:// or mqtts://, host and port."""
+    embedded_broker: bool = True
+    """Start the bundled broker at url (loopback only) for a run that finds none there."""
+    username: str | None = None
+    password_file: str | None = None
+    ca_file: str | None = None
+    queue_limit: int = Field(1000, ge=10)
+
+
+class Operators(Table):
+    """Who may arm and reset."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+
+
+class Simulation(Table):
+    """What only the plant knows: its true deviations from the calibration, noise, wire latencies."""
+
+    true_primary_gain: Positive = 1.0
+    true_secondary_gain: Positive = 1.0
+    true_gain_x: Positive = 1.0
+    true_gain_y: Positive = 1.0
+    offset_x_mm: Finite = 0.0
+    offset_y_mm: Finite = 0.0
+    sigma_scale: Positive = 1.0
+    hysteresis: NotNegative = 0.0
+    """Remanent share of the last current swing."""
+    temperature_c: Finite = 22.0
+    pressure_hpa: Positive = 1005.0
+    ripple_rms: Fraction
+    position_noise_mm: NotNegative = 0.05
+    energy_offset_mev_u: Finite = 0.0
+    primary_pedestal_counts_per_s: Finite = 0.0
+    secondary_pedestal_counts_per_s: Finite = 0.0
+    chamber_noise_counts: NotNegative = 0.5
+    """rms per frame"""
+    strip_noise_counts: NotNegative = 2.0
+    charge_left_fraction: Fraction = 0.02
+    """Spread of the particles in a filling."""
+    modbus_latency_us: Positive = 500.0
+    serial_latency_us: Positive = 3000.0
+    datagram_latency_us: Positive = 40.0
+    breathing_period_s: Positive = 4.0
+    gate_duty: Fraction = 0.5
+
+
+class Site(Table):
+    """One treatment room."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")]
+    title: str
+    research: bool
+    """A research site may deliver unapproved plans (with --allow-unapproved) and TRiP98 files."""
+    accelerator: Accelerator
+    scanning: Scanning
+    dosimetry: Dosimetry
+    treatment_machines: dict[str, TreatmentMachine] = Field(min_length=1)
+    trip98_machine: dict[IonName, str]
+    """Which treatment machine a TRiP98 file of an ion means."""
+    gantry: Gantry
+    couch: Couch
+    nozzle: Nozzle
+    gating: Gating = Gating()
+    tolerances: Tolerances
+    permits: Permits
+    devices: Devices
+    streams: Streams
+    telemetry: Telemetry = Telemetry()
+    operators: Operators
+    simulation: Simulation
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for ion, machine in self.trip98_machine.items():
+            if machine not in self.treatment_machines:
+                raise ValueError(f"trip98_machine: {machine!r} is not in treatment_machines")
+            if self.treatment_machines[machine].ion != ion:
+                raise ValueError(f"trip98_machine: {machine!r} is not a machine for {ion}")
+        for name, machine in self.treatment_machines.items():
+            if machine.ion not in self.accelerator.ions:
+                raise ValueError(f"treatment_machines.{name}: ion {machine.ion} is not in accelerator.ions")
+        any_real = any(d.kind == "real" for _, d in self.devices.items())
+        if any_real and self.permits.key_hex is not None:
+            raise ValueError("permits.key_hex is for all-simulated sites; use key_file with a real device")
+        if any_real and self.permits.time_out_ms > 50:
+            raise ValueError("permits.time_out_ms above 50 is allowed only where every device is simulated")
+        if (self.gantry.kind == "fixed") != bool(self.gantry.ports_deg):
+            raise ValueError("gantry.ports_deg must be given for a fixed gantry, and only for one")
+        return self
+
+    @property
+    def all_simulated(self) -> bool:
+        """True where no device of the room is real."""
+        return all(d.kind == "simulated" for _, d in self.devices.items())
