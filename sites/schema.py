@@ -7,21 +7,65 @@ Unknown keys are errors; `sites.loader` adds the line number.
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-IonName = Literal["1H", "12C"]
+from sites.devices import (
+    DEVICE_NAMES,
+    Address,
+    AsciiAddress,
+    Device,
+    Devices,
+    RtuAddress,
+    Streams,
+    TcpAddress,
+    UdpEndpoint,
+)
+from sites.machines import MuCalibration, RangeShifter, RippleFilter, Snout, SpotSize, TreatmentMachine
+from sites.table import Finite, Fraction, IonName, NotNegative, Positive, Table
 
-
-class Table(BaseModel):
-    """Base of all tables: immutable, no unknown keys, no silent type conversion."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+__all__ = [
+    "DEVICE_NAMES",
+    "Accelerator",
+    "Address",
+    "AsciiAddress",
+    "CalibrationPoint",
+    "Chamber",
+    "Couch",
+    "Device",
+    "Devices",
+    "Dosimetry",
+    "Finite",
+    "Fraction",
+    "Gantry",
+    "Gating",
+    "IonName",
+    "MuCalibration",
+    "NotNegative",
+    "Nozzle",
+    "Operators",
+    "Permits",
+    "Positive",
+    "RangeShifter",
+    "RippleFilter",
+    "RtuAddress",
+    "ScanAxis",
+    "Scanning",
+    "Simulation",
+    "Site",
+    "Snout",
+    "SpotSize",
+    "Streams",
+    "Strips",
+    "Table",
+    "TcpAddress",
+    "Telemetry",
+    "Tolerances",
+    "TreatmentMachine",
+    "UdpEndpoint",
+]
 
 
 class Accelerator(Table):
@@ -61,9 +105,9 @@ class Accelerator(Table):
     @model_validator(mode="after")
     def _levels(self) -> Self:
         levels = self.intensities_per_s
-        if any(b <= a for a, b in zip(levels, levels[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(levels)):
             raise ValueError("intensities_per_s must rise")
-        if any(b > 2.0000001 * a for a, b in zip(levels, levels[1:], strict=False)):
+        if any(b > 2.0000001 * a for a, b in itertools.pairwise(levels)):
             raise ValueError("neighbouring intensities_per_s must be at most a factor 2 apart")
         if self.energy_max_mev_u <= self.energy_min_mev_u:
             raise ValueError("energy_max_mev_u must be above energy_min_mev_u")
@@ -86,7 +130,11 @@ class ScanAxis(Table):
 
 
 class CalibrationPoint(Table):
-    """Bilinear correction at one energy: (x', y') = (xx x + xy y + x0, yx x + yy y + y0), mm at isocentre."""
+    """What the magnets really do at one energy, fitted to measured spots; mm at isocentre.
+
+    (x, y) is where the geometry alone puts the beam for given currents, (x', y') where it is found:
+    (x', y') = (xx x + xy y + x0, yx x + yy y + y0). The controller inverts this to aim.
+    """
 
     energy_mev_u: Positive
     xx: Finite = 1.0
@@ -105,7 +153,7 @@ class Scanning(Table):
     mode: Literal["raster", "discrete"]
     gap_beam_off_mm: Positive
     """Raster: a move longer than this is made with beam off."""
-    max_visits_per_layer: int = Field(16384, ge=1, le=16384)
+    max_visits_per_layer: int = Field(default=16384, ge=1, le=16384)
     calibration: tuple[CalibrationPoint, ...] = ()
     """Rising energies; interpolated linearly, held constant outside. Empty: no correction."""
 
@@ -150,71 +198,6 @@ class Dosimetry(Table):
     ktp_max: Positive = 1.15
 
 
-class MuCalibration(Table):
-    """Particles per MU: coefficient x (E / reference)^exponent, E in MeV/u."""
-
-    particles_per_mu: Positive
-    reference_mev_u: Positive
-    exponent: Finite
-
-
-class RangeShifter(Table):
-    """A range shifter that this machine has."""
-
-    id: str
-    wet_mm: Positive
-    code: int = Field(ge=1, le=65535)
-    """Coded identity that the nozzle reads back."""
-
-
-class Snout(Table):
-    """A snout that this machine has."""
-
-    id: str
-    code: int = Field(ge=1, le=65535)
-    min_mm: Finite
-    max_mm: Finite
-
-
-class RippleFilter(Table):
-    """A ripple filter that this machine has."""
-
-    id: str
-    code: int = Field(ge=1, le=65535)
-    thickness_mm: Positive
-
-
-class SpotSize(Table):
-    """Expected spot sigma in air at isocentre at one energy; interpolated linearly."""
-
-    energy_mev_u: Positive
-    sigma_x_mm: Positive
-    sigma_y_mm: Positive
-
-
-class TreatmentMachine(Table):
-    """What a TreatmentMachineName in a plan means in this room."""
-
-    ion: IonName
-    vsad_x_mm: Positive
-    vsad_y_mm: Positive
-    energy_min_mev_u: Positive
-    energy_max_mev_u: Positive
-    field_x_mm: Positive
-    """Largest |x| at isocentre."""
-    field_y_mm: Positive
-    spot_min_mu: Positive
-    spot_max_mu: Positive
-    spot_min_particles: Positive
-    spot_max_particles: Positive
-    mu: MuCalibration
-    range_shifters: tuple[RangeShifter, ...] = ()
-    snouts: tuple[Snout, ...] = ()
-    ripple_filters: tuple[RippleFilter, ...] = ()
-    tune_ids: tuple[str, ...] = Field(min_length=1)
-    spot_sizes: tuple[SpotSize, ...] = Field(min_length=1)
-
-
 class Gantry(Table):
     """Where the beam can come from."""
 
@@ -251,7 +234,7 @@ class Gating(Table):
     sources: tuple[str, ...] = ()
     hold_max_s: Positive = 60.0
     """A longer hold interrupts the treatment."""
-    holds_max: int = Field(1000, ge=1)
+    holds_max: int = Field(default=1000, ge=1)
 
 
 class Tolerances(Table):
@@ -305,94 +288,6 @@ class Permits(Table):
         return self
 
 
-class TcpAddress(Table):
-    """A Modbus TCP device."""
-
-    wire: Literal["modbus_tcp"]
-    host: str
-    port: int = Field(ge=1024, le=65535)
-
-
-class RtuAddress(Table):
-    """A Modbus RTU device on a serial line."""
-
-    wire: Literal["modbus_rtu"]
-    path: str
-    baud: int = Field(ge=1200)
-    unit: int = Field(1, ge=1, le=247)
-
-
-class AsciiAddress(Table):
-    """A device that speaks checksummed ASCII lines on a serial line."""
-
-    wire: Literal["ascii"]
-    path: str
-    baud: int = Field(ge=1200)
-
-
-Address = Annotated[TcpAddress | RtuAddress | AsciiAddress, Field(discriminator="wire")]
-
-
-class UdpEndpoint(Table):
-    """Where datagrams go."""
-
-    host: str
-    port: int = Field(ge=1024, le=65535)
-
-
-class Device(Table):
-    """One device: how to reach it, which map it has, and whether it is the real one."""
-
-    kind: Literal["real", "simulated"]
-    address: Address
-    map: str
-    """Name of a register map in drivers/maps, or the path of one."""
-    device_id: str
-    """Identity that the device must report."""
-    poll_hz: Positive
-    max_age_ms: Positive
-    """A status older than this is no status: trip."""
-    request_timeout_ms: Positive = 500.0
-
-
-DEVICE_NAMES = (
-    "accelerator",
-    "scan_controller",
-    "electrometer_1",
-    "electrometer_2",
-    "gantry",
-    "couch",
-    "nozzle",
-    "gating",
-    "safety_chain",
-)
-
-
-class Devices(Table):
-    """All devices of the room; each is real or simulated for itself."""
-
-    accelerator: Device
-    scan_controller: Device
-    electrometer_1: Device
-    electrometer_2: Device
-    gantry: Device
-    couch: Device
-    nozzle: Device
-    gating: Device
-    safety_chain: Device
-
-    def items(self) -> tuple[tuple[str, Device], ...]:
-        """Pairs of name and device, in the order of `DEVICE_NAMES`."""
-        return tuple((name, getattr(self, name)) for name in DEVICE_NAMES)
-
-
-class Streams(Table):
-    """UDP endpoints: frames to the controller, permits to the chain."""
-
-    frames: UdpEndpoint
-    permits: UdpEndpoint
-
-
 class Telemetry(Table):
     """MQTT, publish only."""
 
@@ -404,7 +299,7 @@ class Telemetry(Table):
     username: str | None = None
     password_file: str | None = None
     ca_file: str | None = None
-    queue_limit: int = Field(1000, ge=10)
+    queue_limit: int = Field(default=1000, ge=10)
 
 
 class Operators(Table):
@@ -471,11 +366,11 @@ class Site(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for ion, machine in self.trip98_machine.items():
-            if machine not in self.treatment_machines:
-                raise ValueError(f"trip98_machine: {machine!r} is not in treatment_machines")
-            if self.treatment_machines[machine].ion != ion:
-                raise ValueError(f"trip98_machine: {machine!r} is not a machine for {ion}")
+        for ion, name in self.trip98_machine.items():
+            if name not in self.treatment_machines:
+                raise ValueError(f"trip98_machine: {name!r} is not in treatment_machines")
+            if self.treatment_machines[name].ion != ion:
+                raise ValueError(f"trip98_machine: {name!r} is not a machine for {ion}")
         for name, machine in self.treatment_machines.items():
             if machine.ion not in self.accelerator.ions:
                 raise ValueError(f"treatment_machines.{name}: ion {machine.ion} is not in accelerator.ions")
