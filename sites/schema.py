@@ -130,10 +130,10 @@ class ScanAxis(Table):
 
 
 class CalibrationPoint(Table):
-    """What the magnets really do at one energy, fitted to measured spots; mm at isocentre.
+    """Correction of aim at one energy, fitted to measured spots; mm at isocentre.
 
-    (x, y) is where the geometry alone puts the beam for given currents, (x', y') where it is found:
-    (x', y') = (xx x + xy y + x0, yx x + yy y + y0). The controller inverts this to aim.
+    For the beam to arrive at (x, y), the magnets are set as if geometry alone had to reach
+    (x', y') = (xx x + xy y + x0, yx x + yy y + y0).
     """
 
     energy_mev_u: Positive
