@@ -1,0 +1,227 @@
+"""The spot engine: steps the magnets through the table, ends each visit on electrometer 1's count.
+
+The rule is written down in controller/machine/program.py's words and, for the device, in docs/registers.md: it counts while
+beam is requested and for a tail after; a visit ends when that count reaches the sum of all presets so far, less
+`early`. With the beam off and no tail left, a rest smaller than half of `early` is left to the next visit.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from simulators.plant.state import (
+    CMD_ABORT,
+    CMD_ARM,
+    CMD_HOLD,
+    CMD_RESUME,
+    CMD_START,
+    COUNT_UNIT,
+    ENG_ABORTED,
+    ENG_ARMED,
+    ENG_DONE,
+    ENG_RUNNING,
+    ENG_TRIPPED,
+    RING,
+    STEP_NS,
+    SUB_DELIVER,
+    SUB_MOVE,
+    SUB_TAIL,
+    TRIP_NONE,
+    TRIP_SPOT_TIME,
+)
+
+MOVE_WITH_BEAM_OFF = 1
+BEAM_OFF_AFTER = 2
+RESULT_STOPPED = 1
+RESULT_SPLIT = 2
+STEP_US = STEP_NS // 1000
+
+
+@njit(cache=True, nogil=True)
+def begin_visit(plant, row, t_ns):
+    """Point the magnets at a row's spot and raise the trigger."""
+    s = plant.state
+    bank = s.eng_bank
+    s.eng_row = row
+    s.eng_target += int(plant.preset[bank, row]) * COUNT_UNIT
+    s.eng_visit = plant.first_visit[bank] + row
+    s.eng_visit_start_ns = t_ns
+    s.eng_visit_beam_ns = 0
+    s.eng_visit_stretches = 1 if s.request == 1 else 0
+    s.eng_visit_counted = s.eng_counted
+    s.set_x_ma = float(plant.x_set_ma[bank, row])
+    s.set_y_ma = float(plant.y_set_ma[bank, row])
+    s.arrived_ns = -1
+    s.eng_changed = 1
+    s.backup_counts = s.change_counts_2
+    if s.request == 0:
+        s.eng_sub = SUB_MOVE
+
+
+@njit(cache=True, nogil=True)
+def end_visit(plant, t_ns, counted, counts_1, counts_2, stopped):
+    """Latch the visit in the three rings."""
+    s = plant.state
+    at = s.results % RING
+    row = plant.results[at]
+    row.visit = s.eng_visit
+    row.counts = (counted - s.eng_visit_counted) >> 24
+    row.t_start_ns = s.eng_visit_start_ns
+    row.t_end_ns = t_ns
+    row.beam_on_us = s.eng_visit_beam_ns // 1000
+    row.x_current_ma = int(round(s.current_x_ma))
+    row.y_current_ma = int(round(s.current_y_ma))
+    row.flags = (RESULT_STOPPED if stopped else 0) | (RESULT_SPLIT if s.eng_visit_stretches > 1 else 0)
+    plant.latches_1[at].visit = s.eng_visit
+    plant.latches_1[at].counts = s.retained_1 + (counts_1 >> 24)
+    plant.latches_2[at].visit = s.eng_visit
+    plant.latches_2[at].counts = s.retained_2 + (counts_2 >> 24)
+    s.results += 1
+    s.change_ns = t_ns
+    s.change_counts_1 = s.retained_1 + (counts_1 >> 24)
+    s.change_counts_2 = s.retained_2 + (counts_2 >> 24)
+
+
+@njit(cache=True, nogil=True)
+def stop_layer(plant, state, t_ns):
+    """End the running visit where it stands (abort, trip); the layer is over."""
+    s = plant.state
+    if s.eng_visit > 0:
+        end_visit(plant, t_ns, s.eng_counted, s.counts_1, s.counts_2, True)
+    if s.request == 1:
+        s.request_off_ns = t_ns
+    s.request = 0
+    s.eng_visit = 0
+    s.eng_changed = 1
+    s.eng_state = state
+
+
+@njit(cache=True, nogil=True)
+def _finish(plant, t_ns, counted, counts_1, counts_2):
+    """The running visit is complete: latch it, go on to the next one or end the layer."""
+    s = plant.state
+    end_visit(plant, t_ns, counted, counts_1, counts_2, False)
+    if s.eng_row + 1 < s.eng_rows:
+        begin_visit(plant, s.eng_row + 1, t_ns)
+        # counts that this step holds beyond the crossing belong to the new visit
+        s.eng_visit_counted = counted
+    else:
+        s.eng_visit = 0
+        s.eng_changed = 1
+        s.eng_state = ENG_DONE
+
+
+@njit(cache=True, nogil=True)
+def obey_engine_command(plant, t_ns):
+    """Obey what was written to the command register, or refuse it."""
+    s = plant.state
+    command = s.eng_command
+    s.eng_error = 0
+    state = s.eng_state
+    if command == CMD_ARM and state != ENG_RUNNING and plant.rows[s.eng_command_bank] > 0:
+        s.eng_bank = s.eng_command_bank
+        s.eng_rows = plant.rows[s.eng_bank]
+        s.eng_gated = plant.gated[s.eng_bank]
+        s.eng_token = s.eng_command_token
+        s.eng_hold = 0
+        s.eng_trip = TRIP_NONE
+        s.backup_bank = s.eng_bank
+        s.eng_state = ENG_ARMED
+        # the magnets go to the first spot at once, so that they are there when beam may start
+        s.set_x_ma = float(plant.x_set_ma[s.eng_bank, 0])
+        s.set_y_ma = float(plant.y_set_ma[s.eng_bank, 0])
+        s.arrived_ns = -1
+    elif command == CMD_START and state == ENG_ARMED and s.eng_token == s.token and s.closed == 1:
+        s.eng_state = ENG_RUNNING
+        s.eng_target = 0
+        s.eng_counted = 0
+        s.change_ns = t_ns
+        s.change_counts_1 = s.retained_1 + (s.counts_1 >> 24)
+        s.change_counts_2 = s.retained_2 + (s.counts_2 >> 24)
+        begin_visit(plant, 0, t_ns)
+        s.eng_sub = SUB_MOVE
+    elif command == CMD_HOLD and state == ENG_RUNNING:
+        s.eng_hold = 1
+    elif command == CMD_RESUME and state == ENG_RUNNING:
+        s.eng_hold = 0
+    elif command == CMD_ABORT:
+        stop_layer(plant, ENG_ABORTED, t_ns)
+    else:
+        s.eng_error = 1
+    s.eng_commands_done = s.eng_commands
+
+
+@njit(cache=True, nogil=True)
+def drive_request(plant, t_ns):
+    """Raise or drop the beam request at the start of a step."""
+    p = plant.parameters
+    s = plant.state
+    wanted = 0
+    if s.eng_state == ENG_RUNNING:
+        held = s.eng_hold == 1 or (s.eng_gated == 1 and s.gate_open == 0)
+        if s.eng_sub == SUB_MOVE and s.arrived_ns >= 0 and t_ns - s.arrived_ns >= p.settle_ns:
+            s.eng_sub = SUB_DELIVER
+        if s.eng_sub == SUB_DELIVER and not held and s.spill_on == 1 and s.closed == 1:
+            wanted = 1
+            if s.request == 0 and (s.arrived_ns < 0 or t_ns - s.request_off_ns < p.tail_ns):
+                wanted = 0  # beam starts only with the magnets inside their window and the last tail collected
+    if wanted == 1 and s.request == 0:
+        s.eng_visit_stretches += 1
+    if wanted == 0 and s.request == 1:
+        s.request_off_ns = t_ns
+    s.request = wanted
+
+
+@njit(cache=True, nogil=True)
+def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
+    """After a step that began at t_ns with the engine's count at `before`: did the visit end in it?
+
+    Returns the us of the step that still belong to the visit that it began with.
+    """
+    p = plant.parameters
+    s = plant.state
+    if s.eng_state != ENG_RUNNING or s.eng_changed == 1:
+        return STEP_US
+    if s.request == 1:
+        s.eng_visit_beam_ns += STEP_NS
+        if s.eng_visit_beam_ns > int(plant.time_limit_ms[s.eng_bank, s.eng_row]) * 1_000_000:
+            s.eng_trip = TRIP_SPOT_TIME
+            stop_layer(plant, ENG_TRIPPED, t_ns + STEP_NS)
+            return STEP_US
+    bank = s.eng_bank
+    flags = plant.flags[bank, s.eng_row]
+    last = s.eng_row + 1 >= s.eng_rows
+    off_after = last or (flags & BEAM_OFF_AFTER) != 0 or (plant.flags[bank, s.eng_row + 1] & MOVE_WITH_BEAM_OFF) != 0
+    t_end = t_ns + STEP_NS
+    if s.eng_sub == SUB_TAIL:
+        if t_end - s.request_off_ns >= p.tail_ns:
+            _finish(plant, t_end, s.eng_counted, s.counts_1, s.counts_2)
+        return STEP_US
+    if s.eng_sub != SUB_DELIVER:
+        return STEP_US
+    early = (plant.early_off[bank] if off_after else plant.early_on[bank]) * COUNT_UNIT
+    if s.request == 1:
+        threshold = s.eng_target - early
+    elif t_end - s.request_off_ns < p.tail_ns:
+        threshold = s.eng_target
+    else:
+        threshold = s.eng_target - early // 2
+    if s.eng_counted < threshold:
+        return STEP_US
+    if off_after:
+        if s.request == 1:
+            s.request = 0
+            s.request_off_ns = t_end
+        s.eng_sub = SUB_TAIL
+        return STEP_US
+    # when in the step the count crossed the threshold, on the engine's 1-us clock
+    span = s.eng_counted - before
+    if threshold <= before or span <= 0:
+        part = 0
+    else:
+        part = min(STEP_US, ((threshold - before) * STEP_US + span - 1) // span)
+    counted = before + span * part // STEP_US
+    counts_1 = counts_1_before + (s.counts_1 - counts_1_before) * part // STEP_US
+    counts_2 = counts_2_before + (s.counts_2 - counts_2_before) * part // STEP_US
+    _finish(plant, t_ns + part * 1000, counted, counts_1, counts_2)
+    return part
