@@ -160,7 +160,8 @@ UNSUPPORTED_RULES: tuple[Rule, ...] = (
     ),
     _refuse(
         "MODIFIER_NOT_SUPPORTED",
-        "The field needs a wedge, block, compensator, bolus, collimator, scatterer, analog range shifter or modulator wheel.",
+        "The field needs a wedge, block, compensator, bolus, collimator, scatterer, analog range shifter or "
+        "modulator wheel.",
         _REPLAN,
     ),
     _refuse("RADIATION_NOT_SUPPORTED", "The field is not of fully stripped ions or protons.", _REPLAN),
@@ -229,7 +230,8 @@ PLAN_RULES: tuple[Rule, ...] = (
     Rule(
         "ANGLES_NOT_OBEYED",
         "note",
-        "Angles in a raster file follow its own convention. They are shown; the site or the command line gives the port.",
+        "Angles in a raster file follow its own convention. They are shown; the site or the command line gives "
+        "the port.",
         "Compare the angles in use with the plan.",
     ),
 )
