@@ -1,0 +1,271 @@
+"""Answers Modbus requests from a `RegisterBank`: the library's servers, with a handler that works at once.
+
+The library brings listening, message classes and framing. Its own request handler starts a task for each request, asks
+a data store, and forgets a second request that arrives in the same piece; ours cuts requests out of the bytes
+itself and answers them in the callback that received them. `tests/test_wire_servers.py` pins what is overridden.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from pymodbus.framer.rtu import FramerRTU
+from pymodbus.pdu import ExceptionResponse, ModbusPDU
+from pymodbus.pdu.diag_message import ReturnQueryDataRequest, ReturnQueryDataResponse
+from pymodbus.pdu.register_message import WriteSingleRegisterResponse
+from pymodbus.server import ModbusSerialServer, ModbusTcpServer
+from pymodbus.server.requesthandler import ServerRequestHandler
+from pymodbus.simulator import DataType, SimData, SimDevice
+
+from drivers.wires.faults import FaultGate, WireFaults
+from drivers.wires.modbus_pdu import (
+    FC_DIAGNOSTICS,
+    FC_READ,
+    FC_WRITE,
+    FC_WRITE_READ,
+    REQUESTS,
+    ReadResponse,
+    WriteReadResponse,
+    WriteResponse,
+)
+from drivers.wires.ports import (
+    MAX_READ,
+    MAX_WRITE,
+    MAX_WRITE_READ,
+    DeviceBusy,
+    IllegalAddress,
+    IllegalValue,
+    RegisterBank,
+)
+from simulators.devices.served_wire import ServedWire
+
+log = logging.getLogger("spotwise.simulators.wires")
+
+FC_WRITE_ONE = 6
+ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, DEVICE_FAILURE, DEVICE_BUSY = 1, 2, 3, 4, 6
+
+RTU_SILENCE_S = 0.05
+"""A gap that ends an unfinished RTU frame. The standard says 3.5 characters; a pty on a busy PC needs more."""
+
+
+def answer(bank: RegisterBank, request: ModbusPDU) -> ModbusPDU:
+    """Answer one request from a bank; the bank's refusals become Modbus exceptions 2, 3 and 6.
+
+    Functions: 3 read, 6 write one, 16 write, 23 write and read, 8/0 echo; others are illegal (1).
+    Raises whatever else the bank raises, and ValueError if it returns registers that do not fit.
+    """
+    function = request.function_code & 0x7F
+    any_request: Any = request  # each class has its own attributes
+    try:
+        if function == FC_READ:
+            return ReadResponse(registers=_read(bank, request.address, request.count))
+        if function == FC_WRITE:
+            _write(bank, request.address, list(request.registers), MAX_WRITE)
+            return WriteResponse(address=request.address, count=len(request.registers))
+        if function == FC_WRITE_READ:
+            _write(bank, any_request.write_address, any_request.write_registers, MAX_WRITE_READ)
+            return WriteReadResponse(registers=_read(bank, any_request.read_address, any_request.read_count))
+        if function == FC_WRITE_ONE:
+            _write(bank, request.address, list(request.registers), 1)
+            return WriteSingleRegisterResponse(address=request.address, registers=request.registers)
+        if function == FC_DIAGNOSTICS and isinstance(request, ReturnQueryDataRequest):
+            return ReturnQueryDataResponse(message=request.message)
+    except IllegalAddress:
+        return ExceptionResponse(function, ILLEGAL_ADDRESS)
+    except IllegalValue:
+        return ExceptionResponse(function, ILLEGAL_VALUE)
+    except DeviceBusy:
+        return ExceptionResponse(function, DEVICE_BUSY)
+    return ExceptionResponse(function, ILLEGAL_FUNCTION)
+
+
+def _read(bank: RegisterBank, address: int, count: int) -> list[int]:
+    if not 1 <= count <= MAX_READ:
+        raise IllegalValue(f"count {count}")
+    if address + count > 0x10000:
+        raise IllegalAddress(f"{address} + {count}")
+    registers = bank.read(address, count)
+    if len(registers) != count or not all(0 <= word <= 0xFFFF for word in registers):
+        raise ValueError(f"the bank's answer to {count} registers from {address} does not fit: {registers}")
+    return registers
+
+
+def _write(bank: RegisterBank, address: int, values: list[int], limit: int) -> None:
+    if not 1 <= len(values) <= limit:  # also a request whose counts disagree: it decodes to no values
+        raise IllegalValue(f"{len(values)} values")
+    if address + len(values) > 0x10000:
+        raise IllegalAddress(f"{address} + {len(values)}")
+    bank.write(address, values)
+
+
+class _BankHandler(ServerRequestHandler):
+    """One connection, or one serial line: bytes in, requests cut out, answers out."""
+
+    def __init__(self, owner: BankTcpServer | BankRtuServer) -> None:
+        super().__init__(owner, None, None, None)  # type: ignore[no-untyped-call]
+        self._bank = owner.bank
+        self._wire = owner.wire
+        self._rest = b""
+        self._requests = FaultGate(owner.faults, owner.wire.address, "request", self._received)
+        self._replies = FaultGate(owner.faults, owner.wire.address, "reply", self._write_out)
+
+    def data_received(self, data: bytes) -> None:
+        """Bypass the library's buffer, which holds one request and forgets the next."""
+        self._requests.push(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._requests.close()
+        self._replies.close()
+        super().connection_lost(exc)
+
+    def close(self, reconnect: bool = False) -> None:
+        self._requests.close()
+        self._replies.close()
+        super().close(reconnect)
+
+    def _received(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _write_out(self, frame: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(frame)  # type: ignore[attr-defined]
+
+    def _serve(self, unit: int, transaction: int, body: bytes) -> None:
+        """Decode, answer and reply to one request (function code and data)."""
+        self._wire.requests += 1
+        function = body[0] & 0x7F
+        try:
+            request = self.framer.decoder.decode(body)
+            if request is not None:
+                response = answer(self._bank, request)
+            elif self.framer.decoder.lookupPduClass(b"\0" + body) is None:
+                response = ExceptionResponse(function, ILLEGAL_FUNCTION)
+            else:
+                response = ExceptionResponse(function, ILLEGAL_VALUE)
+            frame = self._frame(response, unit, transaction)
+        except Exception:  # boundary: a failing device must answer as one (exception 4), and the reason must be seen
+            self._wire.failures += 1
+            log.exception("%s: the simulated device failed on request %s", self._wire.address, body.hex(" "))
+            frame = self._frame(ExceptionResponse(function, DEVICE_FAILURE), unit, transaction)
+        self._replies.push(frame)
+
+    def _frame(self, response: ModbusPDU, unit: int, transaction: int) -> bytes:
+        response.dev_id = unit
+        response.transaction_id = transaction
+        return self.framer.buildFrame(response)
+
+
+class _TcpHandler(_BankHandler):
+    """Modbus TCP: any unit id is answered; bytes that cannot be a header close the connection."""
+
+    def _received(self, data: bytes) -> None:
+        rest = self._rest + data
+        while len(rest) >= 8 and self.transport is not None:
+            length = int.from_bytes(rest[4:6], "big")
+            if rest[2] or rest[3] or not 2 <= length <= 254:
+                self._wire.garbage += 1
+                log.warning("%s: closed a connection that sent %s", self._wire.address, rest[:16].hex(" "))
+                self.transport.close()
+                rest = b""
+                break
+            if len(rest) < 6 + length:
+                break
+            frame, rest = rest[: 6 + length], rest[6 + length :]
+            self._serve(frame[6], int.from_bytes(frame[:2], "big"), frame[7:])
+        self._rest = rest
+
+
+class _RtuHandler(_BankHandler):
+    """Modbus RTU: other units and broken frames get no answer; a silence ends an unfinished frame."""
+
+    _last_s = 0.0
+
+    def _received(self, data: bytes) -> None:
+        now_s = self.loop.time()
+        if self._rest and now_s - self._last_s > RTU_SILENCE_S:
+            self._wire.garbage += 1
+            self._rest = b""
+        self._last_s = now_s
+        rest = self._rest + data
+        unit = self.server.unit
+        if len(rest) < 4:
+            self._rest = rest
+            return
+        if FramerRTU.check_CRC(rest[:-2], int.from_bytes(rest[-2:], "big")):  # one whole frame, the usual case
+            self._rest = b""
+            if rest[0] == unit:
+                self._serve(unit, 0, rest[1:-2])
+            return
+        at = _frame_inside(rest, unit, self.framer.decoder)
+        if at is not None:
+            self._wire.garbage += 1
+            start, end = at
+            self._rest = rest[end:]
+            self._serve(unit, 0, rest[start + 1 : end - 2])
+        elif len(rest) > FramerRTU.MAX_SIZE:
+            self._wire.garbage += 1
+            self._rest = b""
+        else:
+            self._rest = rest
+
+
+def _frame_inside(data: bytes, unit: int, decoder: Any) -> tuple[int, int] | None:
+    """Find a whole frame for this unit behind or before other bytes."""
+    for start in range(len(data) - 3):
+        if data[start] != unit:
+            continue
+        kind = decoder.lookupPduClass(data[start:])
+        if kind is None or not (kind.rtu_frame_size or kind.rtu_byte_count_pos):
+            continue
+        size = kind.calculateRtuFrameSize(data[start:])
+        end = start + size
+        if (
+            size
+            and end <= len(data)
+            and FramerRTU.check_CRC(data[start : end - 2], int.from_bytes(data[end - 2 : end], "big"))
+        ):
+            return start, end
+    return None
+
+
+def _no_store() -> SimDevice:
+    """Satisfy the library, which wants a data store; ours is the bank, and the handler asks it directly."""
+    return SimDevice(0, simdata=[SimData(0, count=1, values=0, datatype=DataType.REGISTERS)])
+
+
+class BankTcpServer(ModbusTcpServer):
+    """The library's TCP server with our handler."""
+
+    def __init__(self, bank: RegisterBank, wire: ServedWire, faults: WireFaults | None) -> None:
+        super().__init__(_no_store(), address=(wire.host, wire.port), custom_pdu=REQUESTS)
+        self.bank = bank
+        self.wire = wire
+        self.faults = faults
+
+    def callback_new_connection(self) -> ServerRequestHandler:
+        return _TcpHandler(self)
+
+
+class BankRtuServer(ModbusSerialServer):
+    """The library's serial server with our handler, on a line that we open."""
+
+    def __init__(
+        self,
+        bank: RegisterBank,
+        wire: ServedWire,
+        unit: int,
+        open_line: Callable[[Callable[[], Any]], Coroutine[Any, Any, tuple[Any, Any]]],
+        faults: WireFaults | None,
+    ) -> None:
+        super().__init__(_no_store(), port=wire.path, custom_pdu=REQUESTS)
+        self.bank = bank
+        self.wire = wire
+        self.unit = unit
+        self.faults = faults
+        self.call_create = partial(open_line, self.handle_new_connection)
+
+    def callback_new_connection(self) -> ServerRequestHandler:
+        return _RtuHandler(self)
