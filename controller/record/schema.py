@@ -12,11 +12,12 @@ Record types of `journal.bin` and their payloads (all JSON is canonical: sorted 
 * END     JSON: the totals that close a part; absent after a crash.
 
 Header keys that readers rely on: `epoch` is ISO 8601 text in UTC ("2026-03-02T09:00:00Z"; microseconds allowed),
-`part` counts from 1, `plan` is `dataclasses.asdict(Plan)`, `site` is `Site.model_dump(mode="json")`, `simulated` is true
-where any device is simulated. END may carry `outcome` ("completed", "interrupted", "defect").
-In "setup" events `quantity` is the attribute's name in the device's status (`drivers.contracts`): `angle_deg` of the
-gantry, `vertical_mm` to `roll_deg` of the couch, `snout_code`, `snout_mm`, `range_shifter_code` and `ripple_filter_code` of
-the nozzle. A "command" named "pause" or "abort" before the end of a part says that the operator stopped it.
+`part` counts from 1, `plan` is `dataclasses.asdict(Plan)`, `site` is `Site.model_dump(mode="json")`, `simulated` is
+true where any device is simulated. END may carry `outcome` ("completed", "interrupted", "defect").
+In "setup" events `quantity` is the attribute's name in the device's status (`drivers.contracts`): `angle_deg` of
+the gantry, `vertical_mm` to `roll_deg` of the couch, `snout_code`, `snout_mm`, `range_shifter_code` and
+`ripple_filter_code` of the nozzle. A "command" named "pause" or "abort" before the end of a part says that the
+operator stopped it.
 
 Times are integer ns from the start of the run (virtual) or of the monotonic clock (real); `epoch` in the header
 maps 0 ns to UTC.
@@ -109,8 +110,8 @@ EVENTS = {
     "command": "a command arrived: name, operator, reason",
     "device": "a device's identity at connection: device, id, simulated, map_sha256, boot_nonce",
     "setup": "a field's set-up, set and read back: field, device, quantity, set, readback, unit",
-    "layer": "a layer begins or ends: field, layer (both from 0), phase (request | ready | armed | start | end), and what "
-    "was read back: energy_set_mev_u, energy_readback_mev_u, energy_sensor_mev_u, intensity_level, port_deg",
+    "layer": "a layer begins or ends: field, layer (both from 0), phase (request | ready | armed | start | end), and "
+    "what was read back: energy_set_mev_u, energy_readback_mev_u, energy_sensor_mev_u, intensity_level, port_deg",
     "corrections": "frozen for the part: ktp, temperature_c, pressure_hpa, pedestals",
     "spill": "spill began or ended: phase",
     "hold": "hold began or ended: phase, cause",
