@@ -59,14 +59,15 @@ class FieldCodec:
 
     def decode(self, words: Words) -> Value:
         """The value in `size` registers, limits not judged."""
-        raw = self._unpack(words)
+        raw: Value = self._unpack(words)
         field = self.field
         if field.scale == 1.0 and field.offset == 0.0:
             return raw
         inverse = round(1.0 / field.scale)
         # Dividing by a power of ten rounds once, so that 100010 x 0.001 reads 100.01.
         exact = inverse > 1 and field.scale == 1.0 / inverse
-        return (raw / inverse if exact else raw * field.scale) + field.offset  # type: ignore[operator]
+        steps = float(raw)
+        return (steps / inverse if exact else steps * field.scale) + field.offset
 
     def read(self, words: Words) -> Value:
         """The value in `size` registers. Raises `LimitError` where a hard limit or a code says it cannot be."""
@@ -319,11 +320,13 @@ def _column_shown(column: Field, values: NDArray[Any]) -> NDArray[Any]:
     if column.scaled:
         # Only 16- and 32-bit columns are scaled, so these bounds are exact in f8.
         steps = np.rint((values - column.offset) / column.scale)
-        return np.clip(np.nan_to_num(steps, nan=low), low, high)
+        clipped: NDArray[Any] = np.clip(np.nan_to_num(steps, nan=low), low, high)
+        return clipped
     if values.dtype.kind not in "iu":
         return values
     info = np.iinfo(values.dtype)
-    return np.clip(values, max(low, info.min), min(high, info.max))
+    saturated: NDArray[Any] = np.clip(values, max(low, info.min), min(high, info.max))
+    return saturated
 
 
 def registers_crc32(*blocks: NDArray[np.uint16]) -> int:

@@ -38,7 +38,7 @@ MAPS = Path(__file__).parent / "maps"
 ADDRESSES = 65536
 SELECT_SIZE = 2
 
-_TOP = {"device", "version", "title", "wire", "word_order", "registers", "requests", "tables", "commands"}
+_TOP = {"device", "version", "title", "notes", "wire", "word_order", "registers", "requests", "tables", "commands"}
 _FIELD = {
     "name", "type", "word_order", "scale", "offset", "unit", "min", "max", "alarm_min", "alarm_max", "values",
     "description",
@@ -145,6 +145,7 @@ class _Reader:
             title=self.get(data, "title", str, device, ""),
             wire=wire,
             source=self.source,
+            notes=self.get(data, "notes", str, device, "").strip(),
             registers=tuple(registers),
             requests=tuple(self.request(e, registers) for e in self.names(data.get("requests", []), "requests")),
             tables=tables,

@@ -180,6 +180,8 @@ class RegisterMap:
     wire: Literal["modbus", "ascii"]
     source: str
     """File that it was read from, for messages."""
+    notes: str = ""
+    """What the registers cannot say: how the device behaves."""
     registers: tuple[Register, ...] = ()
     """In order of address."""
     requests: tuple[RequestBlock, ...] = ()

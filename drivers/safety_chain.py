@@ -1,0 +1,102 @@
+"""The safety chain's register side: permit session, arming, and the PLC's inputs and sensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drivers.contracts import ChainStatus
+from drivers.deadline import Deadline
+from drivers.register_client import RegisterDriver
+from drivers.registers import Value
+from drivers.verify import Wanted, loop_ns, set_and_verify
+
+ARM, DISARM = 1, 2
+TIME_OUT_TOLERANCE_MS = 0.001
+"""Resolution of the register."""
+
+STATUS = (
+    "closed", "armed", "arm_token", "open_cause", "permits_received", "permits_rejected", "emergency_stop",
+    "door_closed", "room_searched", "room_allocated", "energy_sensor_mev_u", "ion_sensor", "port_sensor_deg",
+    "beam_present",
+)  # fmt: skip
+
+
+class SafetyChain(RegisterDriver):
+    """Contract `drivers.contracts.SafetyChain` over a register map of class safety_chain."""
+
+    async def open_session(self, session_nonce: int, time_out_ms: float, deadline: Deadline) -> None:
+        """Open a permit session; returns when nonce and time-out read back."""
+        await self._do(
+            "session",
+            {"new_session_nonce": session_nonce, "new_time_out_ms": time_out_ms},
+            ("session_nonce", "time_out_ms"),
+            {"session_nonce": session_nonce, "time_out_ms": time_out_ms},
+            deadline,
+        )
+
+    async def arm(self, arm_token: int, deadline: Deadline) -> None:
+        """Accept permits that carry this token; the chain closes with the first valid ones."""
+        await self._do(
+            "command",
+            {"command": ARM, "new_arm_token": arm_token},
+            ("armed", "arm_token"),
+            {"armed": True, "arm_token": arm_token},
+            deadline,
+        )
+
+    async def disarm(self, deadline: Deadline) -> None:
+        """Open the chain; returns when it reads open and not armed."""
+        await self._do("command", {"command": DISARM}, ("closed", "armed"), {"closed": False, "armed": False}, deadline)
+
+    async def _do(
+        self,
+        block: str,
+        values: dict[str, Value],
+        names: tuple[str, ...],
+        wanted: dict[str, float],
+        deadline: Deadline,
+    ) -> None:
+        async def write() -> None:
+            await self.link.request(block, values, deadline)
+
+        def agrees(got: dict[str, Any]) -> bool:
+            return all(
+                abs(got[name] - value) <= TIME_OUT_TOLERANCE_MS if isinstance(value, float) else got[name] == value
+                for name, value in wanted.items()
+            )
+
+        def text(got: dict[str, Any]) -> str:
+            return ", ".join(f"{name} {got[name]}" for name in names)
+
+        await set_and_verify(
+            self.name,
+            Wanted(block, text(wanted)),
+            write,
+            lambda: self.link.read(names, deadline),
+            agrees=agrees,
+            show=text,
+            poll_s=self.poll_s,
+            deadline=deadline,
+        )
+
+    async def status(self, deadline: Deadline) -> ChainStatus:
+        """Read-back, one transaction."""
+        t_ns = loop_ns()
+        got = await self.link.read(STATUS, deadline)
+        return ChainStatus(
+            t_ns=t_ns,
+            closed=got["closed"],
+            armed=got["armed"],
+            arm_token=got["arm_token"],
+            open_cause=got["open_cause"],
+            emergency_stop=got["emergency_stop"],
+            door_closed=got["door_closed"],
+            room_searched=got["room_searched"],
+            room_allocated=got["room_allocated"],
+            permits_received=got["permits_received"],
+            permits_rejected=got["permits_rejected"],
+            energy_sensor_mev_u=got["energy_sensor_mev_u"],
+            ion_sensor=self.map.register("ion_sensor").field.label(got["ion_sensor"]),
+            port_sensor_deg=got["port_sensor_deg"],
+            beam_present=got["beam_present"],
+        )
