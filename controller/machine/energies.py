@@ -31,3 +31,13 @@ def match_energy(site: Site, machine: TreatmentMachine, energy_mev_u: float) -> 
         step = min(max(round((energy_mev_u - start) / grid), first), last)
         nearest = round(start + step * grid, 9)
     return nearest if abs(nearest - energy_mev_u) <= accelerator.energy_tolerance_mev_u + 1e-9 else None
+
+
+def describe_missing_energy(site: Site, machine: TreatmentMachine, energy_mev_u: float) -> str:
+    """Say why `match_energy` finds none."""
+    lowest = max(site.accelerator.energy_min_mev_u, machine.energy_min_mev_u)
+    highest = min(site.accelerator.energy_max_mev_u, machine.energy_max_mev_u)
+    if not lowest <= energy_mev_u <= highest:
+        return f"energy {energy_mev_u:g} MeV/u is outside the machine's range, {lowest:g} to {highest:g} MeV/u"
+    tolerance = site.accelerator.energy_tolerance_mev_u
+    return f"energy {energy_mev_u:g} MeV/u is not in the machine's table (tolerance {tolerance:g} MeV/u)"

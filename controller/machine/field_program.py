@@ -34,8 +34,8 @@ def treatment_machine(site: Site, field: PlanField) -> TreatmentMachine:
     machine = site.treatment_machines.get(name)
     if machine is None:
         raise Refused(
-            f"field {field.number} ({field.name}): site {site.name} has no machine "
-            f"{name or 'for ' + field.ion!r}, only {', '.join(site.treatment_machines)} [MACHINE_UNKNOWN]"
+            f"[MACHINE_UNKNOWN] beam {field.number}: site {site.name} has no machine {name or 'for ' + field.ion!r}, "
+            f"only {', '.join(site.treatment_machines)}"
         )
     return machine
 

@@ -29,6 +29,8 @@ class RateBound:
 
     rate_per_s: float
     reason: str
+    visit: int | None = None
+    """Index of the visit that sets the bound, if one does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def choose_intensity(
 
     Visits must not be empty. Which limit decides is in the result, for messages.
     """
-    smallest = float(particles.min())
+    smallest_at = int(np.argmin(particles))
+    smallest = float(particles[smallest_at])
     accelerator, dosimetry = site.accelerator, site.dosimetry
     bounds = []
 
@@ -70,6 +73,7 @@ def choose_intensity(
         RateBound(
             smallest / shortest,
             f"its smallest visit has {smallest:.4g} particles and must last at least {shortest * 1e3:.3g} ms",
+            smallest_at,
         )
     )
     beam_off_s = accelerator.beam_off_delay_us * 1e-6
@@ -78,16 +82,19 @@ def choose_intensity(
             RateBound(
                 RIPPLE_SHARE * smallest / (accelerator.ripple_rms * beam_off_s),
                 f"its smallest visit has {smallest:.4g} particles, of which ripple while the beam goes off may be 1 %",
+                smallest_at,
             )
         )
     late_s = dosimetry.primary.lag_us * 1e-6 + beam_off_s
     if beam_off_after.any() and late_s > 0:
-        smallest_off = float(particles[beam_off_after].min())
+        off_at = int(np.argmin(np.where(beam_off_after, particles, np.inf)))
+        smallest_off = float(particles[off_at])
         bounds.append(
             RateBound(
                 smallest_off / (EARLY_OFF_MARGIN * late_s),
                 f"a visit of {smallest_off:.4g} particles ends with beam off, and beam and charge come for "
                 f"{late_s * 1e6:.4g} us after the decision",
+                off_at,
             )
         )
     for name, chamber in (("primary", dosimetry.primary), ("secondary", dosimetry.secondary)):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.machine.dosimetry import Corrections, counts_per_particle, particles_per_meterset
-from controller.machine.energies import match_energy
+from controller.machine.energies import describe_missing_energy, match_energy
 from controller.machine.intensity import choose_intensity
 from controller.machine.optics import CURRENT_RESOLUTION_A, Optics, spot_sigma_mm
 from controller.machine.overdose import peak_dose_gy_per_particle
@@ -30,6 +30,16 @@ TIME_LIMIT_MS = 65_535
 Floats = NDArray[np.float64]
 
 
+class LayerRefused(Refused):
+    """The machine cannot deliver a layer; `find_problems` reports the same rule."""
+
+    def __init__(self, rule: str, where: str, problem: str) -> None:
+        super().__init__(f"[{rule}] {where}: {problem}")
+        self.rule = rule
+        self.where = where
+        self.problem = problem
+
+
 def build_layer(
     site: Site,
     machine: TreatmentMachine,
@@ -43,14 +53,14 @@ def build_layer(
 ) -> LayerProgram:
     """Build the program of one layer; its visits are numbered from `first_visit` on.
 
-    Raises `Refused`, naming the rule that `find_problems` reports, where the machine cannot deliver the layer.
+    Raises `LayerRefused` where the machine cannot deliver the layer.
     """
     layer = field.layers[layer_index]
-    where = f"field {field.number} ({field.name}), layer {layer_index + 1}"
+    where = f"beam {field.number}, layer {layer_index}"
     optics = optics or Optics(site, machine)
     energy = match_energy(site, machine, layer.energy_mev_u)
     if energy is None:
-        raise Refused(f"{where}: {layer.energy_mev_u} MeV/u is not available on this machine [ENERGY_UNAVAILABLE]")
+        raise LayerRefused("ENERGY_UNAVAILABLE", where, describe_missing_energy(site, machine, layer.energy_mev_u))
     per_meterset = particles_per_meterset(machine, field.unit, energy)
     visits = _visits(layer, per_meterset, first_visit)
     _mark_beam_off(site, visits)
@@ -60,9 +70,12 @@ def build_layer(
     if len(visits):
         choice = choose_intensity(site, machine.ion, energy, particles, (visits["flags"] & BEAM_OFF_AFTER) != 0)
         if choice.level is None:
-            raise Refused(
-                f"{where}: {choice.bound.reason}, so at most {choice.bound.rate_per_s:.4g} particles/s; "
-                f"the lowest intensity is {choice.rate_per_s:.4g}/s [SPOT_TOO_SHORT]"
+            at = choice.bound.visit
+            raise LayerRefused(
+                "SPOT_TOO_SHORT",
+                where if at is None else f"{where}, spot {visits['spot'][at]}",
+                f"{choice.bound.reason}, so at most {choice.bound.rate_per_s:.4g} particles/s; "
+                f"the lowest intensity is {choice.rate_per_s:.4g}/s",
             )
         level, rate = choice.level, choice.rate_per_s
 
@@ -156,10 +169,12 @@ def _presets(counts: Floats, where: str) -> NDArray[np.int64]:
     presets = np.diff(np.rint(np.cumsum(counts)), prepend=0.0).astype(np.int64)
     if presets.min() < 1:
         spot = int(np.argmin(presets))
-        raise Refused(f"{where}: visit {spot + 1} has {counts[spot]:.3g} monitor counts; at least 1 is needed")
+        message = f"visit {spot + 1} of the layer has {counts[spot]:.3g} monitor counts, at least 1 is needed"
+        raise LayerRefused("SPOT_NOT_MEASURABLE", where, message)
     if presets.max() > np.iinfo(np.uint32).max:
         spot = int(np.argmax(presets))
-        raise Refused(f"{where}: visit {spot + 1} has {presets[spot]} monitor counts, more than its register holds")
+        message = f"visit {spot + 1} of the layer has {presets[spot]} monitor counts, its register holds 2^32 - 1"
+        raise LayerRefused("SPOT_TOO_LONG", where, message)
     return presets
 
 
@@ -182,9 +197,11 @@ def _time_limits(site: Site, particles: Floats, rate_per_s: float, where: str) -
     limits = np.ceil(np.maximum(site.tolerances.spot_time_floor_ms, site.tolerances.spot_time_factor * planned_ms))
     if limits.max() > TIME_LIMIT_MS:
         worst = int(np.argmax(limits))
-        raise Refused(
-            f"{where}: visit {worst + 1} takes {planned_ms[worst]:.0f} ms at {rate_per_s:.4g} particles/s; its time "
-            f"limit of {limits[worst]:.0f} ms exceeds {TIME_LIMIT_MS} ms [SPOT_TOO_LONG]"
+        raise LayerRefused(
+            "SPOT_TOO_LONG",
+            where,
+            f"visit {worst + 1} of the layer takes {planned_ms[worst]:.0f} ms at {rate_per_s:.4g} particles/s, which "
+            f"its smallest visit allows; its time limit of {limits[worst]:.0f} ms exceeds {TIME_LIMIT_MS} ms",
         )
     return limits
 
