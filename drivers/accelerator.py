@@ -20,7 +20,7 @@ class Accelerator(RegisterDriver):
     """Contract `drivers.contracts.Accelerator` over a register map of class accelerator."""
 
     async def request(
-        self, *, ion: str, energy_mev_u: float, intensity_level: int, port_deg: float, deadline: Deadline
+        self, *, ion: str, energy_mev_u: float, intensity_level: int, port_deg: float, optics: int, deadline: Deadline
     ) -> int:
         """Ask for beam like this. The block reads back to the last bit, within the map's resolution.
 
@@ -38,6 +38,7 @@ class Accelerator(RegisterDriver):
                 "request_energy_mev_u": energy_mev_u,
                 "request_intensity_level": intensity_level,
                 "request_port_deg": port_deg,
+                "request_optics": optics,
             },
             deadline,
         )

@@ -62,9 +62,9 @@ class Accelerator(Connected, Protocol):
     """Energy, ion, port, intensity, spill."""
 
     async def request(
-        self, *, ion: str, energy_mev_u: float, intensity_level: int, port_deg: float, deadline: Deadline
+        self, *, ion: str, energy_mev_u: float, intensity_level: int, port_deg: float, optics: int, deadline: Deadline
     ) -> int:
-        """Ask for beam like this; returns the request id once the set-points read back. Does not wait for READY."""
+        """Ask for beam like this (`optics`: index of the treatment machine in the site, the beam line's optics set); returns the request id once the set-points read back. Does not wait for READY."""
         ...
 
     async def release(self, deadline: Deadline) -> None:

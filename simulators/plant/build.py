@@ -165,6 +165,7 @@ def write_request(
     true_energy = energy_mev_u + float(plant.parameters["energy_offset_mev_u"])
     t = plant.tune[1]
     t["energy_mev_u"], t["ion"], t["port_deg"], t["level"] = energy_mev_u, IONS.index(ion), port_deg, level
+    t["optics"] = optics
     t["rate_units_ns"] = round(site.accelerator.intensities_per_s[level] * ION_UNIT * 1e-9)
     t["brho_tm"] = rigidity_tm(ion, true_energy)
     t["sad_x_mm"], t["sad_y_mm"] = machine.vsad_x_mm, machine.vsad_y_mm

@@ -124,6 +124,7 @@ TUNE_FIELDS: Fields = (
     ("ion", "i8", "index into IONS"),
     ("port_deg", "f8", "deg"),
     ("level", "i8", "intensity level"),
+    ("optics", "i8", "index of the treatment machine whose optics are set"),
     ("rate_units_ns", "i8", "ion units per ns at this level"),
     ("brho_tm", "f8", "T m at the true energy"),
     ("sad_x_mm", "f8", "mm"),

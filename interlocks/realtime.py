@@ -1,0 +1,226 @@
+"""Judgements of the real-time path: small, dull, compiled; no I/O, no allocation, unknown is unsafe.
+
+Every function takes the real-time memory (`controller.dose.memory`, one record) and latches at most one condition.
+The first one wins: it stays with its value, its limit and its time until an operator's reset.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from drivers.wires.frames import (
+    FLAG_ARMED,
+    FLAG_BEAM,
+    FLAG_CHAIN,
+    FLAG_HV_OK,
+    FLAG_MOVING,
+    FLAG_REQUEST,
+    FLAG_SATURATED,
+    FLAG_TRIPPED,
+)
+from interlocks.numbers import (
+    BACKUP_TRIPPED,
+    BEAM_WITHOUT_REQUEST,
+    CHAIN_OPENED,
+    ENGINE_TRIPPED,
+    FIELD_DOSE_PRIMARY,
+    FIELD_DOSE_SECONDARY,
+    HIGH_VOLTAGE_1,
+    HIGH_VOLTAGE_2,
+    LEASE_EXPIRED,
+    MAGNET_READBACK,
+    MONITORS_DISAGREE,
+    POSITION_MEAN,
+    RATE_HIGH,
+    SATURATED,
+    SPOT_DOSE_PRIMARY,
+    SPOT_DOSE_SECONDARY,
+    SPOT_POSITION,
+    SPOT_TIME,
+    SPOT_WIDTH,
+    STREAM_SILENT_1,
+    STREAM_SILENT_2,
+    STREAM_SILENT_3,
+    VISIT_SEQUENCE,
+)
+
+
+@njit(cache=True, nogil=True)
+def latch(m, number, value, limit, t_ns, now_ns):
+    """Latch a condition unless one is latched already."""
+    s = m.state
+    if s.trip != 0:
+        return
+    s.trip = number
+    s.trip_value = value
+    s.trip_limit = limit
+    s.trip_t_ns = t_ns
+    s.trip_local_ns = now_ns
+    s.trip_visit = m.running.visit
+    s.trips += 1
+
+
+@njit(cache=True, nogil=True)
+def judge_liveness(m, now_ns):
+    """Commands, leases and silence; called at every turn of the loop, with or without a frame."""
+    c = m.control
+    if c.drop != 0:
+        latch(m, c.drop, 0.0, 0.0, now_ns, now_ns)
+    if c.permit_on == 0:
+        return
+    for index in range(2):
+        lease_ns = c.lease_ns_0 if index == 0 else c.lease_ns_1
+        if now_ns > lease_ns:
+            latch(m, LEASE_EXPIRED, (now_ns - lease_ns) * 1e-6, 0.0, now_ns, now_ns)
+    for stream in range(1, 4):
+        silence_ns = now_ns - m.streams[stream].arrival_ns
+        if m.streams[stream].seen == 0 or silence_ns > m.limits.stale_ns:
+            number = STREAM_SILENT_1 if stream == 1 else (STREAM_SILENT_2 if stream == 2 else STREAM_SILENT_3)
+            latch(m, number, silence_ns * 1e-6, m.limits.stale_ns * 1e-6, now_ns, now_ns)
+
+
+@njit(cache=True, nogil=True)
+def judge_frame_1(m, delta, t_ns, now_ns):
+    """Dose, rate, high voltage and unrequested beam from a frame of electrometer 1 that counted `delta`."""
+    s = m.state
+    v = m.running
+    limits = m.limits
+    flags = s.flags_1
+    if flags & FLAG_HV_OK == 0:
+        latch(m, HIGH_VOLTAGE_1, 0.0, 0.0, t_ns, now_ns)
+    if flags & FLAG_SATURATED != 0:
+        latch(m, SATURATED, float(delta), 0.0, t_ns, now_ns)
+    # beam without request: seen for longer than the proof time after the request fell
+    if flags & FLAG_BEAM != 0 and s.flags_3 & FLAG_REQUEST == 0:
+        if s.beam_seen_ns < 0:
+            s.beam_seen_ns = t_ns
+        since = max(s.beam_seen_ns, s.request_off_ns)
+        if t_ns - since > limits.proof_ns:
+            latch(m, BEAM_WITHOUT_REQUEST, (t_ns - since) * 1e-6, limits.proof_ns * 1e-6, t_ns, now_ns)
+    else:
+        s.beam_seen_ns = -1
+    field = s.counts_1 - s.field_start_1
+    if field > limits.field_counts_1:
+        latch(m, FIELD_DOSE_PRIMARY, float(field), limits.field_counts_1, t_ns, now_ns)
+    if v.visit <= 0:
+        return
+    plan = m.plan[v.visit]
+    counts = float(s.counts_1 - v.counts_1)
+    limit = plan.preset + max(plan.preset * limits.spot_dose, limits.spot_dose_counts) + plan.slack_1
+    if counts > limit:
+        latch(m, SPOT_DOSE_PRIMARY, counts, limit, t_ns, now_ns)
+    if delta > plan.rate_limit:
+        s.over_rate += 1
+        if s.over_rate >= 2:
+            latch(m, RATE_HIGH, float(delta), plan.rate_limit, t_ns, now_ns)
+    else:
+        s.over_rate = 0
+
+
+@njit(cache=True, nogil=True)
+def judge_frame_2(m, t_ns, now_ns):
+    """Dose and state from a frame of electrometer 2."""
+    s = m.state
+    v = m.running
+    flags = s.flags_2
+    if flags & FLAG_HV_OK == 0:
+        latch(m, HIGH_VOLTAGE_2, 0.0, 0.0, t_ns, now_ns)
+    if flags & FLAG_SATURATED != 0:
+        latch(m, SATURATED, 0.0, 0.0, t_ns, now_ns)
+    if flags & FLAG_TRIPPED != 0:
+        latch(m, BACKUP_TRIPPED, 0.0, 0.0, t_ns, now_ns)
+    field = s.counts_2 - s.field_start_2
+    if field > m.limits.field_counts_2:
+        latch(m, FIELD_DOSE_SECONDARY, float(field), m.limits.field_counts_2, t_ns, now_ns)
+    if v.visit > 0 and v.counts_2 >= 0:
+        plan = m.plan[v.visit]
+        counts = float(s.counts_2 - v.counts_2)
+        limit = plan.expected_2 + max(plan.expected_2 * m.limits.spot_dose, m.limits.secondary_counts) + plan.slack_2
+        if counts > limit:
+            latch(m, SPOT_DOSE_SECONDARY, counts, limit, t_ns, now_ns)
+
+
+@njit(cache=True, nogil=True)
+def judge_frame_3(m, t_ns, now_ns):
+    """Engine, chain, magnets and spot time from a frame of the scan controller."""
+    s = m.state
+    flags = s.flags_3
+    if flags & FLAG_TRIPPED != 0:
+        latch(m, ENGINE_TRIPPED, float(m.scan[11]), 0.0, t_ns, now_ns)
+    armed = flags & FLAG_ARMED != 0
+    if armed and m.control.permit_on == 1 and flags & FLAG_CHAIN == 0 and s.flags_3_before & FLAG_CHAIN != 0:
+        latch(m, CHAIN_OPENED, 0.0, 1.0, t_ns, now_ns)
+    moving = flags & FLAG_MOVING != 0 or s.flags_3_before & FLAG_MOVING != 0
+    off_x = abs(m.scan[2] - m.scan[0])
+    off_y = abs(m.scan[3] - m.scan[1])
+    spread = max(abs(m.scan[4] - m.scan[2]), abs(m.scan[5] - m.scan[3]))
+    off = max(off_x, off_y, spread)
+    if armed and flags & FLAG_REQUEST != 0 and not moving and off > m.limits.window_ma:
+        s.off_window += 1
+        if s.off_window >= 3:
+            latch(m, MAGNET_READBACK, float(off) * 1e-3, m.limits.window_ma * 1e-3, t_ns, now_ns)
+    else:
+        s.off_window = 0
+    v = m.running
+    if v.visit > 0 and m.scan[12] > m.plan[v.visit].time_limit_us:
+        latch(m, SPOT_TIME, float(m.scan[12]) * 1e-3, m.plan[v.visit].time_limit_us * 1e-3, t_ns, now_ns)
+
+
+@njit(cache=True, nogil=True)
+def judge_sequence(m, visit, t_ns, now_ns):
+    """Only the visits of the armed layer, in order."""
+    c = m.control
+    before = m.running.visit
+    if visit == 0:
+        return
+    wrong = visit < c.first_visit or visit > c.last_visit or visit < before
+    if wrong:
+        latch(m, VISIT_SEQUENCE, float(visit), float(c.last_visit), t_ns, now_ns)
+
+
+@njit(cache=True, nogil=True)
+def judge_visit(m, row, t_ns, now_ns):
+    """A visit is complete: dose as booked, position, width, running means, agreement of the monitors."""
+    s = m.state
+    limits = m.limits
+    plan = m.plan[row.visit]
+    limit = plan.preset + max(plan.preset * limits.spot_dose, limits.spot_dose_counts)
+    if row.delta_1 > limit:
+        latch(m, SPOT_DOSE_PRIMARY, row.delta_1, limit, t_ns, now_ns)
+    limit = plan.expected_2 + max(plan.expected_2 * limits.spot_dose, limits.secondary_counts)
+    if row.delta_2 > limit:
+        latch(m, SPOT_DOSE_SECONDARY, row.delta_2, limit, t_ns, now_ns)
+    total = s.particles_1 * plan.per_particle_1
+    if total > limits.disagreement_counts:
+        difference = abs(s.particles_2 - s.particles_1) / s.particles_1
+        if difference > limits.disagreement:
+            latch(m, MONITORS_DISAGREE, difference, limits.disagreement, t_ns, now_ns)
+    if row.x_mm != row.x_mm:
+        return
+    dx = row.x_mm - plan.x_strip_mm / limits.strip_scale_x
+    dy = row.y_mm - plan.y_strip_mm / limits.strip_scale_y
+    error = (dx * dx + dy * dy) ** 0.5
+    if error > plan.position_limit_mm:
+        latch(m, SPOT_POSITION, error, plan.position_limit_mm, t_ns, now_ns)
+    judge_width(m, row.sigma_x_mm, plan.sigma_x_strip_mm / limits.strip_scale_x, t_ns, now_ns)
+    judge_width(m, row.sigma_y_mm, plan.sigma_y_strip_mm / limits.strip_scale_y, t_ns, now_ns)
+    size = m.errors_x_mm.shape[0]
+    m.errors_x_mm[s.mean_count % size] = dx
+    m.errors_y_mm[s.mean_count % size] = dy
+    s.mean_count += 1
+    if s.mean_count >= size:
+        mean_x = m.errors_x_mm.sum() / size
+        mean_y = m.errors_y_mm.sum() / size
+        mean = (mean_x * mean_x + mean_y * mean_y) ** 0.5
+        if mean > limits.position_mean_mm:
+            latch(m, POSITION_MEAN, mean, limits.position_mean_mm, t_ns, now_ns)
+
+
+@njit(cache=True, nogil=True)
+def judge_width(m, sigma_mm, expected_mm, t_ns, now_ns):
+    """One axis' width against the expected one."""
+    if sigma_mm != sigma_mm:
+        return
+    deviation = abs(sigma_mm / expected_mm - 1.0)
+    if deviation > m.limits.width:
+        latch(m, SPOT_WIDTH, deviation, m.limits.width, t_ns, now_ns)
