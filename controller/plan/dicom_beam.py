@@ -18,6 +18,7 @@ from controller.plan.rules import UnsupportedPlan, finding
 
 MAX_METERSET: Final = 1e15
 """Far above any field (carbon fields have 1e9 ions), far below where products of weights overflow."""
+MAX_VSAD_MM: Final = 1e6
 
 _SYMBOLS = ("H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar")
 _MODIFIERS = (
@@ -200,8 +201,9 @@ def _vsad(node: Node) -> tuple[float, float]:
     distances = node.finite_singles("VirtualSourceAxisDistances", 2)
     if distances is None:
         raise node.missing("VirtualSourceAxisDistances")
-    if min(distances) <= 0:
-        raise node.fail("BAD_VALUE", f"VirtualSourceAxisDistances: wanted above 0 mm, got {distances}")
+    if min(distances) <= 0 or max(distances) > MAX_VSAD_MM:
+        limits = f"wanted above 0, at most {MAX_VSAD_MM:g} mm"
+        raise node.fail("BAD_VALUE", f"VirtualSourceAxisDistances: {limits}, got {distances}")
     return distances[0], distances[1]
 
 

@@ -21,6 +21,9 @@ from controller.plan.model import Layer, RangeShifterSetting
 MAX_LAYERS: Final = 2_000
 MAX_VISITS: Final = 16_384
 """Spots with weight x paintings of one layer: what a spot engine's table holds."""
+MAX_ENERGY_MEV_U: Final = 1e4
+MAX_POSITION_MM: Final = 1e4
+"""Nothing beyond these is a therapy beam; within them no formula overflows. A machine's own limits are far tighter."""
 SUM_TOLERANCE: Final = 1e-5
 """Of the final cumulative weight. Spot weights are float32 and cumulative weights text of few digits; the worst
 real export known is off by 3.5e-6, a wrong spot by much more."""
@@ -76,8 +79,9 @@ def read_layers(
         energy = energy if given is None else given
         if energy is None:
             raise node.missing("NominalBeamEnergy")
-        if energy <= 0:
-            raise node.fail("BAD_VALUE", f"NominalBeamEnergy: wanted above 0 MeV/u, got {energy:g}")
+        if not 0 < energy <= MAX_ENERGY_MEV_U:
+            limits = f"wanted above 0, at most {MAX_ENERGY_MEV_U:g} MeV/u"
+            raise node.fail("BAD_VALUE", f"NominalBeamEnergy: {limits}, got {energy:g}")
         _update_shifters(node, shifters, shifter_ids)
         points.append(_read_point(node, energy, shifters))
     _check_weights(beam, nodes, points, final_weight)
@@ -122,6 +126,9 @@ def _read_point(node: Node, energy: float, shifters: dict[int, RangeShifterSetti
         raise node.fail("SPOT_COUNT_MISMATCH", f"spot count mismatch: {count} positions, {len(weights)} weights")
     _all_finite(node, weights, "weight", 1)
     _all_finite(node, positions, "position", 2)
+    if (np.abs(positions) > MAX_POSITION_MM).any():
+        spot = int(np.argmax(np.abs(positions) > MAX_POSITION_MM)) // 2
+        raise node.fail("BAD_VALUE", f"spot position: spot {spot} is more than {MAX_POSITION_MM:g} mm off the axis")
     if (weights < 0).any():
         spot = int(np.argmax(weights < 0))
         raise node.fail("NEGATIVE_WEIGHT", f"negative spot weight: spot {spot} has {weights[spot]:g}")
@@ -160,8 +167,9 @@ def _spot_size(node: Node) -> tuple[float, float] | None:
     size = node.finite_singles("ScanningSpotSize", 2)
     if size is None or size == (0.0, 0.0):
         return None
-    if min(size) <= 0:
-        raise node.fail("BAD_VALUE", f"ScanningSpotSize: wanted above 0 mm, got {size[0]:g}, {size[1]:g}")
+    if min(size) <= 0 or max(size) > MAX_POSITION_MM:
+        limits = f"wanted above 0, at most {MAX_POSITION_MM:g} mm"
+        raise node.fail("BAD_VALUE", f"ScanningSpotSize: {limits}, got {size[0]:g}, {size[1]:g}")
     return size[0], size[1]
 
 

@@ -186,7 +186,7 @@ PLAN_RULES: tuple[Rule, ...] = (
     _refuse(
         "PLAN_NOT_APPROVED",
         "ApprovalStatus is not APPROVED; a DICOM plan without one counts as not approved. On a research site "
-        "with --allow-unapproved this is a warning.",
+        "with --allow-unapproved this is a warning, except for a REJECTED plan, which nothing overrides.",
         "Have the plan approved.",
     ),
     Rule(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from controller.plan.dicom_layers import MAX_LAYERS, MAX_VISITS
+from controller.plan.dicom_layers import MAX_ENERGY_MEV_U, MAX_LAYERS, MAX_POSITION_MM, MAX_VISITS
 from controller.plan.files import read_bytes
 from controller.plan.loaded import LoadedPlan
 from controller.plan.model import CouchPosition, Layer, PatientIdentity, Plan, PlanField
@@ -26,6 +26,8 @@ FIRST_WORD: Final = b"rstfile"
 MAX_TRIP98_BYTES: Final = 64 * 1024 * 1024
 MAX_LINE: Final = 200
 MAX_SPOTS: Final = 2_000_000
+MAX_PARTICLES: Final = 1e15
+_LEAST: Final = 1e-3
 PRINT_ROUNDING: Final = 2e-5
 """Relative. Six digits are printed: half a unit of the last is at most 5e-6, in the points and in the total."""
 
@@ -88,17 +90,16 @@ class _Lines:
             raise self.fail("TRIP98_SYNTAX", f"wanted {keyword!r} with {values} values, got {' '.join(words)[:60]!r}")
         return words[1:]
 
-    def number_from(self, word: str, what: str, *, low: float = -math.inf, above: float | None = None) -> float:
-        """Return a finite number that is at least `low`, or greater than `above`."""
+    def number_from(self, word: str, what: str, low: float, high: float) -> float:
+        """Return a finite number within low..high."""
         value = float(word) if _NUMBER.fullmatch(word) else math.nan
         if word.lower().strip("+-") in ("nan", "inf", "infinity") or math.isinf(value):
-            raise self.fail("NON_FINITE_VALUE", f"{what}: non-finite value {word!r}")
+            raise self.fail("NON_FINITE_VALUE", f"{what}: non-finite value {word[:24]!r}")
         if math.isnan(value):
             raise self.fail("TRIP98_SYNTAX", f"{what}: wanted a number, got {word[:24]!r}")
-        if value < low or (above is not None and value <= above):
-            rule = "NEGATIVE_WEIGHT" if what == "particles" else "BAD_VALUE"
-            limit = f"at least {low:g}" if above is None else f"above {above:g}"
-            raise self.fail(rule, f"{what}: wanted {limit}, got {word!r}")
+        if not low <= value <= high:
+            rule = "NEGATIVE_WEIGHT" if what == "particles" and value < 0 else "BAD_VALUE"
+            raise self.fail(rule, f"{what}: wanted {low:g} to {high:g}, got {word[:24]!r}")
         return value
 
     def integer_from(self, word: str, what: str, low: int, high: int) -> int:
@@ -251,7 +252,7 @@ def _one(lines: _Lines, header: dict[str, list[str]], keyword: str) -> str:
 def _totals(lines: _Lines, words: list[str]) -> _Totals:
     if len(words) != 3:
         raise lines.fail("TRIP98_SYNTAX", f"#particles: wanted least, greatest and total, got {len(words)} values")
-    return _Totals(*(lines.number_from(word, "#particles", low=0) for word in words))
+    return _Totals(*(lines.number_from(word, "#particles", 0, MAX_PARTICLES) for word in words))
 
 
 def _ion(lines: _Lines, header: dict[str, list[str]]) -> str:
@@ -272,21 +273,21 @@ def _ion(lines: _Lines, header: dict[str, list[str]]) -> str:
 
 def _layer(lines: _Lines, index: int) -> Layer:
     _, energy, focus, fwhm = lines.keyword("submachine#", 4)
-    energy_mev_u = lines.number_from(energy, "energy", above=0)
-    fwhm_mm = lines.number_from(fwhm, "focus FWHM", above=0)
+    energy_mev_u = lines.number_from(energy, "energy", _LEAST, MAX_ENERGY_MEV_U)
+    fwhm_mm = lines.number_from(fwhm, "focus FWHM", _LEAST, MAX_POSITION_MM)
     lines.integer_from(focus, "focus", 0, 1000)
     totals = _totals(lines, lines.keyword("#particles", 3))
     for step in lines.keyword("stepsize", 2):
-        lines.number_from(step, "stepsize", above=0)
+        lines.number_from(step, "stepsize", _LEAST, MAX_POSITION_MM)
     count = lines.integer_from(lines.keyword("#points", 1)[0], "#points", 1, MAX_VISITS)
     x_mm, y_mm, particles = [], [], []
     for _ in range(count):
         words = lines.take(f"one of {count} points")
         if len(words) != 3:
             raise lines.fail("COUNT_MISMATCH", f"wanted one of {count} points 'x y particles', got {len(words)} words")
-        x_mm.append(lines.number_from(words[0], "x"))
-        y_mm.append(lines.number_from(words[1], "y"))
-        particles.append(lines.number_from(words[2], "particles", low=0))
+        x_mm.append(lines.number_from(words[0], "x", -MAX_POSITION_MM, MAX_POSITION_MM))
+        y_mm.append(lines.number_from(words[1], "y", -MAX_POSITION_MM, MAX_POSITION_MM))
+        particles.append(lines.number_from(words[2], "particles", 0, MAX_PARTICLES))
     _check_totals(lines, totals, particles, f"layer {index}")
     return Layer(
         energy_mev_u=energy_mev_u,
