@@ -16,6 +16,11 @@ class TcpAddress(Table):
     host: str
     port: int = Field(ge=1024, le=65535)
 
+    @property
+    def place(self) -> str:
+        """Where it is, for messages and comparison."""
+        return f"{self.host}:{self.port}"
+
 
 class RtuAddress(Table):
     """A Modbus RTU device on a serial line."""
@@ -25,6 +30,11 @@ class RtuAddress(Table):
     baud: int = Field(ge=1200)
     unit: int = Field(default=1, ge=1, le=247)
 
+    @property
+    def place(self) -> str:
+        """Where it is; several units may share a line."""
+        return f"{self.path} unit {self.unit}"
+
 
 class AsciiAddress(Table):
     """A device that speaks checksummed ASCII lines on a serial line."""
@@ -32,6 +42,11 @@ class AsciiAddress(Table):
     wire: Literal["ascii"]
     path: str
     baud: int = Field(ge=1200)
+
+    @property
+    def place(self) -> str:
+        """Where it is; such a line has one device."""
+        return self.path
 
 
 Address = Annotated[TcpAddress | RtuAddress | AsciiAddress, Field(discriminator="wire")]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import itertools
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from sites.table import Finite, IonName, Positive, Table
 
@@ -70,3 +73,26 @@ class TreatmentMachine(Table):
     ripple_filters: tuple[RippleFilter, ...] = ()
     tune_ids: tuple[str, ...] = Field(min_length=1)
     spot_sizes: tuple[SpotSize, ...] = Field(min_length=1)
+    """Rising energies; constant outside."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        pairs = (
+            ("energy_max_mev_u", self.energy_min_mev_u, self.energy_max_mev_u),
+            ("spot_max_mu", self.spot_min_mu, self.spot_max_mu),
+            ("spot_max_particles", self.spot_min_particles, self.spot_max_particles),
+        )
+        for key, low, high in pairs:
+            if high <= low:
+                raise ValueError(f"{key} must be above {key.replace('max', 'min')}")
+        energies = [size.energy_mev_u for size in self.spot_sizes]
+        if any(b <= a for a, b in itertools.pairwise(energies)):
+            raise ValueError("spot_sizes: energies must rise")
+        for key, ids in (
+            ("range_shifters", [item.id for item in self.range_shifters]),
+            ("snouts", [item.id for item in self.snouts]),
+            ("ripple_filters", [item.id for item in self.ripple_filters]),
+        ):
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"{key}: an id occurs twice")
+        return self

@@ -8,6 +8,7 @@ Unknown keys are errors; `sites.loader` adds the line number.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,6 +25,7 @@ from sites.devices import (
     UdpEndpoint,
 )
 from sites.machines import MuCalibration, RangeShifter, RippleFilter, Snout, SpotSize, TreatmentMachine
+from sites.simulation import Simulation
 from sites.table import Finite, Fraction, IonName, NotNegative, Positive, Table
 
 __all__ = [
@@ -68,6 +70,10 @@ __all__ = [
 ]
 
 
+def _rising(values: Iterable[float]) -> bool:
+    return all(b > a for a, b in itertools.pairwise(values))
+
+
 class Accelerator(Table):
     """The machine up to the nozzle: energies, intensities, time structure."""
 
@@ -105,8 +111,10 @@ class Accelerator(Table):
     @model_validator(mode="after")
     def _levels(self) -> Self:
         levels = self.intensities_per_s
-        if any(b <= a for a, b in itertools.pairwise(levels)):
+        if not _rising(levels):
             raise ValueError("intensities_per_s must rise")
+        if not _rising(self.energy_library_mev_u):
+            raise ValueError("energy_library_mev_u must rise")
         if any(b > 2.0000001 * a for a, b in itertools.pairwise(levels)):
             raise ValueError("neighbouring intensities_per_s must be at most a factor 2 apart")
         if self.energy_max_mev_u <= self.energy_min_mev_u:
@@ -156,6 +164,18 @@ class Scanning(Table):
     max_visits_per_layer: int = Field(default=16384, ge=1, le=16384)
     calibration: tuple[CalibrationPoint, ...] = ()
     """Rising energies; interpolated linearly, held constant outside. Empty: no correction."""
+
+    @model_validator(mode="after")
+    def _usable_calibration(self) -> Self:
+        if not _rising(point.energy_mev_u for point in self.calibration):
+            raise ValueError("calibration: energies must rise")
+        for point in self.calibration:
+            # With these bounds no mix of two points can be singular, and no axis swapped or mirrored.
+            if not (0.5 <= point.xx <= 2 and 0.5 <= point.yy <= 2 and max(abs(point.xy), abs(point.yx)) <= 0.2):
+                raise ValueError(
+                    f"calibration: at {point.energy_mev_u:g} MeV/u xx and yy must be 0.5 to 2, xy and yx -0.2 to 0.2"
+                )
+        return self
 
 
 class Chamber(Table):
@@ -216,6 +236,7 @@ class Couch(Table):
     tolerance_deg: Positive
     max_pitch_roll_deg: NotNegative
     range_mm: tuple[Finite, Finite] = (-1000.0, 1000.0)
+    """Least and greatest vertical, longitudinal and lateral position."""
     speed_mm_per_s: Positive
     speed_deg_per_s: Positive
 
@@ -308,37 +329,6 @@ class Operators(Table):
     names: tuple[str, ...] = Field(min_length=1)
 
 
-class Simulation(Table):
-    """What only the plant knows: its true deviations from the calibration, noise, wire latencies."""
-
-    true_primary_gain: Positive = 1.0
-    true_secondary_gain: Positive = 1.0
-    true_gain_x: Positive = 1.0
-    true_gain_y: Positive = 1.0
-    offset_x_mm: Finite = 0.0
-    offset_y_mm: Finite = 0.0
-    sigma_scale: Positive = 1.0
-    hysteresis: NotNegative = 0.0
-    """Remanent share of the last current swing."""
-    temperature_c: Finite = 22.0
-    pressure_hpa: Positive = 1005.0
-    ripple_rms: Fraction
-    position_noise_mm: NotNegative = 0.05
-    energy_offset_mev_u: Finite = 0.0
-    primary_pedestal_counts_per_s: Finite = 0.0
-    secondary_pedestal_counts_per_s: Finite = 0.0
-    chamber_noise_counts: NotNegative = 0.5
-    """rms per frame"""
-    strip_noise_counts: NotNegative = 2.0
-    charge_left_fraction: Fraction = 0.02
-    """Spread of the particles in a filling."""
-    modbus_latency_us: Positive = 500.0
-    serial_latency_us: Positive = 3000.0
-    datagram_latency_us: Positive = 40.0
-    breathing_period_s: Positive = 4.0
-    gate_duty: Fraction = 0.5
-
-
 class Site(Table):
     """One treatment room."""
 
@@ -374,6 +364,15 @@ class Site(Table):
         for name, machine in self.treatment_machines.items():
             if machine.ion not in self.accelerator.ions:
                 raise ValueError(f"treatment_machines.{name}: ion {machine.ion} is not in accelerator.ions")
+        distances = {min(m.vsad_x_mm, m.vsad_y_mm) for m in self.treatment_machines.values()}
+        if self.dosimetry.strips.distance_mm >= min(distances):
+            raise ValueError("dosimetry.strips.distance_mm must be less than all virtual source distances")
+        places = [device.address.place for _, device in self.devices.items()]
+        for place in places:
+            if places.count(place) > 1:
+                raise ValueError(f"devices: {place} is the address of several devices")
+        if self.streams.frames == self.streams.permits:
+            raise ValueError("streams: frames and permits must go to different ports")
         any_real = any(d.kind == "real" for _, d in self.devices.items())
         if any_real and self.permits.key_hex is not None:
             raise ValueError("permits.key_hex is for all-simulated sites; use key_file with a real device")

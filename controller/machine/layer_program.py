@@ -92,13 +92,13 @@ def build_layer(
 
     if len(visits):
         _set_currents(optics, energy, visits)
-        visits["preset_counts"] = _presets(particles * per_particle, where)
+        visits["preset_counts"] = _presets(visits, particles * per_particle, where)
         visits["expected_counts_2"] = particles * per_particle_2
         cap = EXCESS_LIMIT_GY / peak_dose_gy_per_particle(machine.ion, energy, sigma_x, sigma_y) * per_particle_2
         visits["backup_counts"] = _backups(
             site, visits["expected_counts_2"], rate * (lag_2_s + beam_off_s) * per_particle_2, cap
         )
-        visits["time_limit_ms"] = _time_limits(site, particles, rate, where)
+        visits["time_limit_ms"] = _time_limits(site, visits, rate, where)
         visits["position_limit_mm"] = _position_limits(site, layer, visits, max(sigma_x, sigma_y))
     return LayerProgram(
         field_index=field_index,
@@ -164,17 +164,17 @@ def _set_currents(optics: Optics, energy_mev_u: float, visits: NDArray[np.void])
     visits["x_strip_mm"], visits["y_strip_mm"] = optics.at_strips_mm(visits["x_mm"], visits["y_mm"])
 
 
-def _presets(counts: Floats, where: str) -> NDArray[np.int64]:
+def _presets(visits: NDArray[np.void], counts: Floats, where: str) -> NDArray[np.int64]:
     """Whole counts per visit; the fraction is carried on, so that sums are right to one count everywhere."""
     presets = np.diff(np.rint(np.cumsum(counts)), prepend=0.0).astype(np.int64)
     if presets.min() < 1:
-        spot = int(np.argmin(presets))
-        message = f"visit {spot + 1} of the layer has {counts[spot]:.3g} monitor counts, at least 1 is needed"
-        raise LayerRefused("SPOT_NOT_MEASURABLE", where, message)
+        at = int(np.argmin(presets))
+        message = f"{counts[at]:.3g} monitor counts in a painting, at least 1 is needed"
+        raise LayerRefused("SPOT_NOT_MEASURABLE", f"{where}, spot {visits['spot'][at]}", message)
     if presets.max() > np.iinfo(np.uint32).max:
-        spot = int(np.argmax(presets))
-        message = f"visit {spot + 1} of the layer has {presets[spot]} monitor counts, its register holds 2^32 - 1"
-        raise LayerRefused("SPOT_TOO_LONG", where, message)
+        at = int(np.argmax(presets))
+        message = f"{presets[at]} monitor counts in a painting, the register holds 2^32 - 1"
+        raise LayerRefused("SPOT_TOO_LONG", f"{where}, spot {visits['spot'][at]}", message)
     return presets
 
 
@@ -191,17 +191,17 @@ def _backups(site: Site, expected: Floats, late_counts: float, cap: float) -> Fl
     return np.minimum(np.ceil(expected + excess), float(np.iinfo(np.uint32).max))
 
 
-def _time_limits(site: Site, particles: Floats, rate_per_s: float, where: str) -> Floats:
+def _time_limits(site: Site, visits: NDArray[np.void], rate_per_s: float, where: str) -> Floats:
     """Beam-on time (ms) after which the engine gives a visit up."""
-    planned_ms = particles / rate_per_s * 1e3
+    planned_ms = visits["particles"] / rate_per_s * 1e3
     limits = np.ceil(np.maximum(site.tolerances.spot_time_floor_ms, site.tolerances.spot_time_factor * planned_ms))
     if limits.max() > TIME_LIMIT_MS:
         worst = int(np.argmax(limits))
         raise LayerRefused(
             "SPOT_TOO_LONG",
-            where,
-            f"visit {worst + 1} of the layer takes {planned_ms[worst]:.0f} ms at {rate_per_s:.4g} particles/s, which "
-            f"its smallest visit allows; its time limit of {limits[worst]:.0f} ms exceeds {TIME_LIMIT_MS} ms",
+            f"{where}, spot {visits['spot'][worst]}",
+            f"it takes {planned_ms[worst]:.0f} ms at {rate_per_s:.4g} particles/s, which "
+            f"the layer's smallest visit allows; its time limit of {limits[worst]:.0f} ms exceeds {TIME_LIMIT_MS} ms",
         )
     return limits
 

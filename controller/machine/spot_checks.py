@@ -63,7 +63,11 @@ class _Gatherer:
 
     def layer(self, rule: str, layer: int, badness: float, text: str, short: str) -> None:
         """Report a layer as a whole."""
-        self._add(rule, f"beam {self._field.number}, layer {layer}", text, count=1, worst=badness, worst_text=short)
+        self.place(rule, f"beam {self._field.number}, layer {layer}", badness, text, short)
+
+    def place(self, rule: str, where: str, badness: float, text: str, short: str) -> None:
+        """Report a place that is already in words."""
+        self._add(rule, where, text, count=1, worst=badness, worst_text=short)
 
     def findings(self) -> Iterator[Finding]:
         for rule, found in self._found.items():
@@ -120,7 +124,7 @@ def check_spots(
         except LayerRefused as refusal:
             complete = False
             off = _distance_to_range(machine, layer.energy_mev_u)
-            gatherer.layer(refusal.rule, index, off, refusal.problem, f"in layer {index}")
+            gatherer.place(refusal.rule, refusal.where, off, refusal.problem, f"in layer {index}")
             continue
         programs.append(program)
         first_visit += len(program.visits)
