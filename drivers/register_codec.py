@@ -31,10 +31,13 @@ class LimitError(ValueError):
 
 
 def limit_text(field: Field | LineField) -> str:
-    """The field's hard limits, for messages."""
-    low = "-inf" if field.minimum is None else f"{field.minimum:g}"
-    high = "inf" if field.maximum is None else f"{field.maximum:g}"
-    return f"{low} to {high}{' ' + field.unit if field.unit else ''}"
+    """The field's hard limits, for messages; empty if it has none."""
+    unit = f" {field.unit}" if field.unit else ""
+    if field.minimum is None:
+        return "" if field.maximum is None else f"at most {field.maximum:g}{unit}"
+    if field.maximum is None:
+        return f"at least {field.minimum:g}{unit}"
+    return f"{field.minimum:g} to {field.maximum:g}{unit}"
 
 
 class FieldCodec:

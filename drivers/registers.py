@@ -97,7 +97,7 @@ def _field_row(kind: str, name: str, address: int, access: str, field: Field) ->
         "alarm_minimum": field.alarm_minimum,
         "alarm_maximum": field.alarm_maximum,
         "values": {str(code): label for code, label in field.values},
-        "limits": limit_text(field) if field.minimum is not None or field.maximum is not None else "",
+        "limits": limit_text(field),
         "description": field.description,
     }
 
@@ -118,6 +118,6 @@ def _line_row(kind: str, name: str, send: str, field: LineField) -> dict[str, An
         "alarm_minimum": None,
         "alarm_maximum": None,
         "values": {},
-        "limits": limit_text(field) if field.minimum is not None or field.maximum is not None else "",
+        "limits": limit_text(field),
         "description": field.description,
     }
