@@ -31,7 +31,7 @@ from drivers.wires.modbus_port import OWN_FUNCTIONS, RegisterPort
 from drivers.wires.virtual_loop import VirtualLoop
 
 DEFAULT_WORST_REPLY_S = 0.25
-"""Longest time in which an RTU device may still answer an old question; a site value where the device is slower."""
+"""Longest time that an RTU device takes to answer, with the wire; a site value where the device is slower."""
 
 MIN_SILENCE_S = 0.002
 """Least silence between an RTU answer and the next question (the standard asks for 3.5 characters)."""
@@ -146,14 +146,17 @@ class ModbusRtuPort(RegisterPort):
             await self._echo()
 
     async def _echo(self) -> None:
-        """Prove that the device's answers belong to our questions; an old answer means another wait."""
+        """Prove that the device's answers belong to our questions; an old answer or none means another wait."""
         if self._nonce is None:  # a process before this one may have asked: start where it hardly did
             self._nonce = round(asyncio.get_running_loop().time() * 1e6) & 0xFFFF
         self._nonce = (self._nonce + 1) & 0xFFFF
         message = self._nonce.to_bytes(2, "big")
         request = ReturnQueryDataRequest(message, dev_id=self._unit)
         try:
-            answer = await self._ask(request)
+            async with asyncio.timeout(self._worst_reply_s):  # an echo may be lost among old bytes: then try another
+                answer = await self._ask(request)
+        except TimeoutError:
+            return
         except ModbusIOException:
             if self._client is None:
                 raise

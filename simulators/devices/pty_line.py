@@ -16,7 +16,7 @@ from pathlib import Path
 from drivers.errors import Refused
 
 READ_BYTES = 4096
-MAX_UNSENT_BYTES = 64 * 1024
+MAX_UNSENT_BYTES = 4096
 """What is kept for a reader that does not read; the rest is lost, as on a wire."""
 
 
