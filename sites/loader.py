@@ -28,7 +28,6 @@ ERRORS_SHOWN = 25
 
 _FOLDER = Path(__file__).parent
 _WIRES: dict[str, type[BaseModel]] = {"modbus_tcp": TcpAddress, "modbus_rtu": RtuAddress, "ascii": AsciiAddress}
-_LEADING_KEY = re.compile(r"(?:Value error, )?([a-z0-9_]+(?:\.[A-Za-z0-9_-]+)*)[: ]")
 
 
 def shipped_sites() -> list[str]:
@@ -133,10 +132,9 @@ def _foreign(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, object]]
 def _located(lines: dict[KeyPath, int], data: Any, detail: ErrorDetails) -> tuple[int, KeyPath, str]:
     path = _plain_path(detail["loc"])
     message = _wording(detail, path, data)
-    if detail["type"] == "value_error":  # a check over several keys names the key to look at first
-        match = _LEADING_KEY.match(detail["msg"])
-        named = (*path, *match.group(1).split(".")) if match else path
-        return line_of(lines, named), path, message
+    if detail["type"] == "value_error":  # a check over several keys begins with the key to look at, as 'a.b: text'
+        key, _, message = message.partition(": ")
+        path = (*path, *key.split("."))
     return line_of(lines, path), path, message
 
 

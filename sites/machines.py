@@ -84,7 +84,7 @@ class TreatmentMachine(Table):
         )
         for key, low, high in pairs:
             if high <= low:
-                raise ValueError(f"{key} must be above {key.replace('max', 'min')}")
+                raise ValueError(f"{key}: must be above {key.replace('max', 'min')}")
         energies = [size.energy_mev_u for size in self.spot_sizes]
         if any(b <= a for a, b in itertools.pairwise(energies)):
             raise ValueError("spot_sizes: energies must rise")

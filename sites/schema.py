@@ -112,13 +112,13 @@ class Accelerator(Table):
     def _levels(self) -> Self:
         levels = self.intensities_per_s
         if not _rising(levels):
-            raise ValueError("intensities_per_s must rise")
+            raise ValueError("intensities_per_s: levels must rise")
         if not _rising(self.energy_library_mev_u):
-            raise ValueError("energy_library_mev_u must rise")
+            raise ValueError("energy_library_mev_u: energies must rise")
         if any(b > 2.0000001 * a for a, b in itertools.pairwise(levels)):
-            raise ValueError("neighbouring intensities_per_s must be at most a factor 2 apart")
+            raise ValueError("intensities_per_s: neighbouring levels must be at most a factor 2 apart")
         if self.energy_max_mev_u <= self.energy_min_mev_u:
-            raise ValueError("energy_max_mev_u must be above energy_min_mev_u")
+            raise ValueError("energy_max_mev_u: must be above energy_min_mev_u")
         return self
 
 
@@ -305,7 +305,7 @@ class Permits(Table):
     @model_validator(mode="after")
     def _one_key(self) -> Self:
         if (self.key_hex is None) == (self.key_file is None):
-            raise ValueError("give exactly one of key_hex and key_file")
+            raise ValueError("key_hex: give exactly one of key_hex and key_file")
         return self
 
 
@@ -358,15 +358,15 @@ class Site(Table):
     def _consistent(self) -> Self:
         for ion, name in self.trip98_machine.items():
             if name not in self.treatment_machines:
-                raise ValueError(f"trip98_machine: {name!r} is not in treatment_machines")
+                raise ValueError(f"trip98_machine.{ion}: {name!r} is not in treatment_machines")
             if self.treatment_machines[name].ion != ion:
-                raise ValueError(f"trip98_machine: {name!r} is not a machine for {ion}")
+                raise ValueError(f"trip98_machine.{ion}: {name!r} is not a machine for {ion}")
         for name, machine in self.treatment_machines.items():
             if machine.ion not in self.accelerator.ions:
-                raise ValueError(f"treatment_machines.{name}: ion {machine.ion} is not in accelerator.ions")
+                raise ValueError(f"treatment_machines.{name}.ion: {machine.ion} is not in accelerator.ions")
         distances = {min(m.vsad_x_mm, m.vsad_y_mm) for m in self.treatment_machines.values()}
         if self.dosimetry.strips.distance_mm >= min(distances):
-            raise ValueError("dosimetry.strips.distance_mm must be less than all virtual source distances")
+            raise ValueError("dosimetry.strips.distance_mm: must be less than all virtual source distances")
         places = [device.address.place for _, device in self.devices.items()]
         for place in places:
             if places.count(place) > 1:
@@ -375,11 +375,11 @@ class Site(Table):
             raise ValueError("streams: frames and permits must go to different ports")
         any_real = any(d.kind == "real" for _, d in self.devices.items())
         if any_real and self.permits.key_hex is not None:
-            raise ValueError("permits.key_hex is for all-simulated sites; use key_file with a real device")
+            raise ValueError("permits.key_hex: is for all-simulated sites; use key_file with a real device")
         if any_real and self.permits.time_out_ms > 50:
-            raise ValueError("permits.time_out_ms above 50 is allowed only where every device is simulated")
+            raise ValueError("permits.time_out_ms: above 50 is allowed only where every device is simulated")
         if (self.gantry.kind == "fixed") != bool(self.gantry.ports_deg):
-            raise ValueError("gantry.ports_deg must be given for a fixed gantry, and only for one")
+            raise ValueError("gantry.ports_deg: must be given for a fixed gantry, and only for one")
         return self
 
     @property
