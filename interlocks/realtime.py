@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from drivers.wires.frames import (
+from drivers.flags import (
     FLAG_ARMED,
     FLAG_BEAM,
     FLAG_CHAIN,
@@ -60,6 +60,12 @@ def latch(m, number, value, limit, t_ns, now_ns):
     s.trips += 1
 
 
+@njit(cache=True, nogil=True, inline="always")
+def leases_hold(m, now_ns):
+    """True while every slow task has renewed its lease; without it no permit leaves."""
+    return now_ns <= m.control.lease_ns_0 and now_ns <= m.control.lease_ns_1
+
+
 @njit(cache=True, nogil=True)
 def judge_liveness(m, now_ns):
     """Commands, leases and silence; called at every turn of the loop, with or without a frame."""
@@ -70,8 +76,8 @@ def judge_liveness(m, now_ns):
         return
     for index in range(2):
         lease_ns = c.lease_ns_0 if index == 0 else c.lease_ns_1
-        if now_ns > lease_ns:
-            latch(m, LEASE_EXPIRED, (now_ns - lease_ns) * 1e-6, 0.0, now_ns, now_ns)
+        if now_ns - lease_ns > m.limits.lease_grace_ns:
+            latch(m, LEASE_EXPIRED, (now_ns - lease_ns) * 1e-6, m.limits.lease_grace_ns * 1e-6, now_ns, now_ns)
     for stream in range(1, 4):
         silence_ns = now_ns - m.streams[stream].arrival_ns
         if m.streams[stream].seen == 0 or silence_ns > m.limits.stale_ns:

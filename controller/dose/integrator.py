@@ -37,6 +37,7 @@ from interlocks.realtime import (
     judge_sequence,
     judge_visit,
     latch,
+    leases_hold,
 )
 
 PAYLOAD = 16
@@ -425,12 +426,12 @@ def obey_control(m):
 
 
 @njit(cache=True, nogil=True)
-def decide(m, fresh):
+def decide(m, fresh, now_ns):
     """What to send now: a permit for a fresh frame of electrometer 1 while nothing is wrong, a drop once tripped."""
     s = m.state
     if s.trip != 0:
         return ACTION_DROP if s.drops_for != s.trips else ACTION_NONE
-    if fresh and m.control.permit_on == 1:
+    if fresh and m.control.permit_on == 1 and leases_hold(m, now_ns):
         return ACTION_PERMIT
     return ACTION_NONE
 
@@ -463,7 +464,7 @@ def handle_frame(m, buffer, length, now_ns, checked):
     else:
         s.torn += 1
     judge_liveness(m, now_ns)
-    return decide(m, fresh)
+    return decide(m, fresh, now_ns)
 
 
 @njit(cache=True, nogil=True)
@@ -471,4 +472,4 @@ def handle_silence(m, now_ns):
     """No datagram for a while: leases, silence and commands are judged all the same."""
     obey_control(m)
     judge_liveness(m, now_ns)
-    return decide(m, False)
+    return decide(m, False, now_ns)

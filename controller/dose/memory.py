@@ -43,6 +43,7 @@ CONTROL_FIELDS: Fields = (
 LIMIT_FIELDS: Fields = (
     ("frame_age_ns", "i8", "ns, no permit for an older frame"),
     ("stale_ns", "i8", "ns, a stream silent for longer trips"),
+    ("lease_grace_ns", "i8", "ns after a lease's end, without permits, until it is latched: the chain's time-out"),
     ("spot_dose", "f8", "relative"),
     ("spot_dose_counts", "f8", "counts"),
     ("secondary_counts", "f8", "counts, floor of the secondary spot limit"),

@@ -32,34 +32,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from drivers.flags import (
+    FLAG_BEAM as FLAG_BEAM,
+    FLAG_REQUEST as FLAG_REQUEST,
+    FLAG_SPILL as FLAG_SPILL,
+    FLAG_HOLD as FLAG_HOLD,
+    FLAG_ARMED as FLAG_ARMED,
+    FLAG_CHAIN as FLAG_CHAIN,
+    FLAG_HV_OK as FLAG_HV_OK,
+    FLAG_SATURATED as FLAG_SATURATED,
+    FLAG_LAYER_DONE as FLAG_LAYER_DONE,
+    FLAG_TRIPPED as FLAG_TRIPPED,
+    FLAG_GATE_OPEN as FLAG_GATE_OPEN,
+    FLAG_MOVING as FLAG_MOVING,
+)
+
 MAGIC = 0x31575053
 VERSION = 1
 STREAM_ELECTROMETER_1 = 1
 STREAM_ELECTROMETER_2 = 2
 STREAM_SCAN = 3
 
-FLAG_BEAM = 1
-"""The chamber sees beam (streams 1 and 2)."""
-FLAG_REQUEST = 2
-"""The spot engine requests beam (stream 3, as all below unless said)."""
-FLAG_SPILL = 4
-"""Flat-top, or continuous beam, available."""
-FLAG_HOLD = 8
-FLAG_ARMED = 16
-FLAG_CHAIN = 32
-"""Safety chain closed."""
-FLAG_HV_OK = 64
-"""Streams 1 and 2: high voltage inside its window."""
-FLAG_SATURATED = 128
-"""Streams 1 and 2."""
-FLAG_LAYER_DONE = 256
-FLAG_TRIPPED = 512
-"""The engine (stream 3) or electrometer 2's backup (stream 2) has tripped."""
-FLAG_GATE_OPEN = 1024
-FLAG_MOVING = 2048
-"""Magnets on their way."""
-
 STRIPS = 128
+STRIP_UNITS_PER_COUNT = 16
+"""Strip charge of one plane per count of electrometer 1: the strips' quantum is finer."""
 HEADER_BYTES = 64
 SCAN_WORDS = 16
 (
@@ -78,7 +74,7 @@ SCAN_WORDS = 16
     SCAN_BEAM_ON_US,
     SCAN_RESULTS,
 ) = range(14)
-"""Words of the scan controller's payload; beam_on_us is the running visit's, results the low 31 bits of rows ever written."""
+"""Words of the scan controller's payload; beam_on_us is the running visit's, results the rows ever written (low 31 bits)."""
 
 FRAME_BYTES = {
     STREAM_ELECTROMETER_1: HEADER_BYTES + 8 * STRIPS + 4,

@@ -20,6 +20,34 @@ Destination = tuple[int, int, bool]
 """IPv4 address as an integer, UDP port, enabled."""
 
 
+class StreamDestinations:
+    """Where a stream's frames go: the registers stream_<slot>_{ipv4,port,enable} of a device."""
+
+    def __init__(self, number: int, changed: Callable[[int, int, Destination], None]) -> None:
+        self._number = number
+        self._changed = changed
+        self._slots: list[Destination] = [(0, 0, False), (0, 0, False)]
+
+    def _set(self, slot: int, index: int, value: Any) -> None:
+        parts = list(self._slots[slot])
+        parts[index] = value
+        self._slots[slot] = (int(parts[0]), int(parts[1]), bool(parts[2]))
+        self._changed(self._number, slot, self._slots[slot])
+
+    def setters(self) -> dict[str, Callable[[Any], None]]:
+        """Setters for a `RegisterDevice`."""
+        names = ("ipv4", "port", "enable")
+        return {
+            f"stream_{slot}_{name}": lambda value, s=slot, i=index: self._set(s, i, value)
+            for slot in (0, 1)
+            for index, name in enumerate(names)
+        }
+
+    def any(self) -> bool:
+        """True where at least one destination is enabled."""
+        return any(enabled for _, _, enabled in self._slots)
+
+
 class PlantElectrometer:
     """Counter, latches, self-test; electrometer 2 also its backup limits."""
 
@@ -36,15 +64,8 @@ class PlantElectrometer:
         self._site = site
         self._number = number
         self._now_ns = now_ns
-        self._streams_changed = streams_changed
+        self._destinations = StreamDestinations(number, streams_changed)
         self._device: RegisterDevice | None = None
-        self._destinations: list[Destination] = [(0, 0, False), (0, 0, False)]
-
-    def _destination(self, slot: int, index: int, value: Any) -> None:
-        parts = list(self._destinations[slot])
-        parts[index] = value
-        self._destinations[slot] = (int(parts[0]), int(parts[1]), bool(parts[2]))
-        self._streams_changed(self._number, slot, self._destinations[slot])
 
     def command(self, values: dict[str, Any]) -> int:
         """Handler of the command block."""
@@ -104,11 +125,6 @@ class PlantElectrometer:
         parameters = self._plant.parameters
         n = self._number
         sim = self._site.simulation
-        setters: dict[str, Callable[[Any], None]] = {"acknowledged": self.acknowledge}
-        for slot in (0, 1):
-            setters[f"stream_{slot}_ipv4"] = lambda value, s=slot: self._destination(s, 0, value)
-            setters[f"stream_{slot}_port"] = lambda value, s=slot: self._destination(s, 1, value)
-            setters[f"stream_{slot}_enable"] = lambda value, s=slot: self._destination(s, 2, value)
         self._device = RegisterDevice(
             register_map,
             identity=identity,
@@ -119,12 +135,12 @@ class PlantElectrometer:
                 "temperature_c": lambda: sim.temperature_c,
                 "pressure_hpa": lambda: sim.pressure_hpa,
                 "self_test": lambda: int(state[f"self_test_{n}"]),
-                "streaming": lambda: any(d[2] for d in self._destinations),
+                "streaming": self._destinations.any,
                 "trip": lambda: int(state["backup_trip"]) if n == 2 else 0,
                 "trip_visit": lambda: int(state["backup_visit"]) if n == 2 else 0,
                 "results": lambda: int(state["results"]),
             },
-            setters=setters,
+            setters={"acknowledged": self.acknowledge, **self._destinations.setters()},
             requests={"command": self.command},
             tables={
                 "backup": TableHooks(written=self.backup_written),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from drivers.registers import RegisterMap, registers_crc32
 from drivers.wires.ports import DeviceBusy
+from simulators.devices.plant_electrometer import Destination, StreamDestinations
 from simulators.devices.register_device import DeviceIdentity, RegisterDevice, TableHooks
 from simulators.plant.state import (
     CAPACITY,
@@ -29,11 +30,21 @@ ACCEPTED, UNKNOWN, WRONG_STATE, BAD_CRC, BANK_EMPTY, NO_CHAIN = range(6)
 class PlantScanController:
     """Two banks, a command mailbox, a ring of results."""
 
-    def __init__(self, plant: Plant, now_ns: Callable[[], int], started: Callable[[], None]) -> None:
-        """`started` is called when a layer with visit 1 is armed: a new field begins."""
+    def __init__(
+        self,
+        plant: Plant,
+        now_ns: Callable[[], int],
+        started: Callable[[], None],
+        streams_changed: Callable[[int, int, Destination], None],
+    ) -> None:
+        """`started` is called when a layer with visit 1 is armed: a new field begins.
+
+        `streams_changed(3, slot, destination)` is told where frames shall go.
+        """
         self._plant = plant
         self._now_ns = now_ns
         self._started = started
+        self._destinations = StreamDestinations(3, streams_changed)
         self._device: RegisterDevice | None = None
 
     def _in_use(self, bank: int) -> bool:
@@ -147,7 +158,7 @@ class PlantScanController:
                 "crc32_0": lambda: self.crc32(0),
                 "crc32_1": lambda: self.crc32(1),
             },
-            setters={"acknowledged": self.acknowledge},
+            setters={"acknowledged": self.acknowledge, **self._destinations.setters()},
             requests={"command": self.command},
             tables={
                 "visits": TableHooks(check=self.check_rows, written=self.rows_written),

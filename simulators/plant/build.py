@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from drivers.wires.frames import STRIP_UNITS_PER_COUNT
 from simulators.plant.chambers import drain_share
 from simulators.plant.noise import cumulative_table, gauss_table, ripple_table
 from simulators.plant.physics import IONS, charge_per_ion_c, rigidity_tm
@@ -21,7 +22,6 @@ from simulators.plant.state import (
 )
 from sites.schema import Chamber, Site, TreatmentMachine
 
-STRIP_UNITS_PER_COUNT = 16
 STOPPER_DELAY_NS = 50_000_000
 
 

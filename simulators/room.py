@@ -1,0 +1,204 @@
+"""A room of simulated devices: one plant, one wire adapter a device, faults, and what was really delivered.
+
+The same room is served in virtual time inside the controller's process, and in real time by `spotwise simulate`.
+Only devices that the site calls simulated are served; no simulator ever takes the address of a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivers.registers import load_map
+from drivers.wires.addresses import serial_address, tcp_address
+from drivers.wires.faults import FOREVER_NS, FaultKind, WireFault, WireFaults
+from drivers.wires.ports import RegisterBank
+from simulators.devices.couch import SimulatedCouch
+from simulators.devices.gantry import SimulatedGantry
+from simulators.devices.gating import SimulatedGating
+from simulators.devices.nozzle import SimulatedNozzle
+from simulators.devices.plant_accelerator import PlantAccelerator
+from simulators.devices.plant_electrometer import Destination, PlantElectrometer
+from simulators.devices.plant_safety_chain import PlantSafetyChain
+from simulators.devices.plant_scan_controller import PlantScanController
+from simulators.devices.register_device import DeviceIdentity
+from simulators.devices.servers import serve_ascii, serve_modbus_rtu, serve_modbus_tcp
+from simulators.faults import Fault, changed
+from simulators.plant.build import build_plant
+from simulators.plant.state import TRUTH, Plant
+from sites.schema import Device, Site
+
+FAULT_POLL_S = 0.005
+StreamsChanged = Callable[[int, int, Destination], None]
+
+
+class Room:
+    """All simulated devices of a site around one plant."""
+
+    def __init__(self, site: Site, seed: int, *, boot: str = "", streams_changed: StreamsChanged | None = None) -> None:
+        self.site = site
+        self.plant: Plant = build_plant(site, seed, boot=boot)
+        self.wire_faults = WireFaults()
+        self.streams_changed: StreamsChanged = streams_changed or (lambda _number, _slot, _destination: None)
+        self._truths: list[NDArray[Any]] = []
+        self._begun_ns: int | None = None
+        machines = site.treatment_machines.values()
+        self.gantry = SimulatedGantry(
+            self.now_ns,
+            start_deg=site.gantry.default_deg,
+            speed_deg_per_s=site.gantry.speed_deg_per_s,
+            ports_deg=site.gantry.ports_deg,
+        )
+        self.couch = SimulatedCouch(
+            self.now_ns,
+            load_map(site.devices.couch.map),
+            self._identity("couch"),
+            speed_mm_per_s=site.couch.speed_mm_per_s,
+            speed_deg_per_s=site.couch.speed_deg_per_s,
+        )
+        snout = next((s for m in machines for s in m.snouts), None)
+        self.nozzle = SimulatedNozzle(
+            self.now_ns,
+            snout_code=0 if snout is None else snout.code,
+            snout_mm=0.0 if snout is None else snout.max_mm,
+            snout_speed_mm_per_s=site.nozzle.snout_speed_mm_per_s,
+            insert_time_s=site.nozzle.insert_time_s,
+            range_shifter_codes={r.code for m in machines for r in m.range_shifters},
+            ripple_filter_codes={r.code for m in machines for r in m.ripple_filters},
+        )
+        self.gating = SimulatedGating(
+            self.now_ns,
+            sources=len(site.gating.sources),
+            period_s=site.simulation.breathing_period_s,
+            duty=site.simulation.gate_duty,
+            selected=self._gate_selected,
+        )
+
+    def now_ns(self) -> int:
+        """The plant's time."""
+        return int(self.plant.state["t_ns"])
+
+    def _gate_selected(self, source: int) -> None:
+        self.plant.state["gate_source"] = source
+
+    def _identity(self, name: str) -> DeviceIdentity:
+        device: Device = getattr(self.site.devices, name)
+        # one power-up for all: the nonces of the plant's streams tell boots apart
+        return DeviceIdentity(device.device_id, boot_nonce=int(self.plant.state["nonce_1"]))
+
+    def _field_begins(self) -> None:
+        """The engine was armed with visit 1: what the field before got is kept, and forgotten by the plant."""
+        if self.plant.truth["units"].any():
+            self._truths.append(self.plant.truth.copy())
+            self.plant.truth[:] = np.zeros(1, TRUTH)
+        if self._begun_ns is None:
+            self._begun_ns = self.now_ns()
+
+    def truths(self) -> list[NDArray[Any]]:
+        """True particles (2^-20 ion) and position sums per visit id, an array a field begun; the last one lives."""
+        return [*self._truths, self.plant.truth]
+
+    def bank(self, name: str) -> RegisterBank:
+        """The register bank of a Modbus device."""
+        register_map = load_map(getattr(self.site.devices, name).map)
+        identity = self._identity(name)
+        if name == "accelerator":
+            return PlantAccelerator(self.plant, self.site, self.now_ns).device(register_map, identity)
+        if name == "scan_controller":
+            scan = PlantScanController(self.plant, self.now_ns, self._field_begins, self._streams)
+            return scan.device(register_map, identity)
+        if name in ("electrometer_1", "electrometer_2"):
+            number = int(name[-1])
+            electrometer = PlantElectrometer(self.plant, self.site, number, self.now_ns, self._streams)
+            return electrometer.device(register_map, identity)
+        if name == "safety_chain":
+            return PlantSafetyChain(self.plant, self.now_ns).device(register_map, identity)
+        slow = {"gantry": self.gantry, "nozzle": self.nozzle, "gating": self.gating}[name]
+        return slow.device(register_map, identity)
+
+    def _streams(self, number: int, slot: int, destination: Destination) -> None:
+        self.streams_changed(number, slot, destination)
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """Serve all simulated devices on the site's addresses, on the running loop."""
+        async with AsyncExitStack() as stack:
+            for name, device in self.site.devices.items():
+                if device.kind != "simulated":
+                    continue
+                a = device.address
+                if a.wire == "modbus_tcp":
+                    server = serve_modbus_tcp(self.bank(name), a.host, a.port, faults=self.wire_faults)
+                elif a.wire == "modbus_rtu":
+                    server = serve_modbus_rtu(self.bank(name), a.path, a.baud, a.unit, faults=self.wire_faults)
+                else:
+                    server = serve_ascii(self.couch, a.path, a.baud, faults=self.wire_faults)
+                await stack.enter_async_context(server)
+            yield
+
+    async def play(self, faults: tuple[Fault, ...]) -> None:
+        """Make the faults of a scenario happen; times count from the first field's arming."""
+        async with asyncio.TaskGroup() as group:
+            for number, fault in enumerate(faults, 1):
+                group.create_task(self._play(fault), name=f"fault {number}: {fault.name}")
+
+    async def _play(self, fault: Fault) -> None:
+        done = 0
+        while self._begun_ns is None:
+            await asyncio.sleep(FAULT_POLL_S)
+        if fault.after_visits is not None:
+            while done < fault.after_visits:
+                await asyncio.sleep(FAULT_POLL_S)
+                done = int(self.plant.state["results"])
+        else:
+            wait_s = (fault.at_s or 0.0) - (self.now_ns() - self._begun_ns) * 1e-9
+            await asyncio.sleep(max(0.0, wait_s))
+        if fault.kind == "wire":
+            self._wire_fault(fault)
+            return
+        restore = self._change(fault)
+        if fault.for_s is not None:
+            await asyncio.sleep(fault.for_s)
+            restore()
+
+    def _wire_fault(self, fault: Fault) -> None:
+        device: Device = getattr(self.site.devices, fault.name)
+        a = device.address
+        address = tcp_address(a.host, a.port) if a.wire == "modbus_tcp" else serial_address(a.path)
+        loop_ns = round(asyncio.get_running_loop().time() * 1e9)
+        start = loop_ns - self.wire_faults.origin_ns
+        until = FOREVER_NS if fault.for_s is None else start + round(fault.for_s * 1e9)
+        self.wire_faults.add(
+            WireFault(
+                address,
+                FaultKind(fault.how),
+                direction="both" if fault.how == "cut" else "reply",
+                from_ns=start,
+                until_ns=until,
+                delay_ns=round(fault.amount * 1e9),
+            )
+        )
+
+    def _change(self, fault: Fault) -> Callable[[], None]:
+        if fault.kind == "device":
+            *path, attribute = fault.name.split(".")
+            owner: Any = getattr(self, path[0])
+            for part in path[1:]:
+                owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
+            old = getattr(owner, attribute)
+            new = changed(fault, float(old or 0.0))
+            setattr(owner, attribute, bool(new) if isinstance(old, bool) else new)
+            return lambda: setattr(owner, attribute, old)
+        record = self.plant.parameters if fault.name in self.plant.parameters.dtype.names else self.plant.state
+        before = record[fault.name].item()
+        record[fault.name] = changed(fault, float(before))
+
+        def restore() -> None:
+            record[fault.name] = before
+
+        return restore
