@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from drivers.accelerator import Accelerator
 from drivers.couch import Couch
@@ -18,6 +18,19 @@ from drivers.scan_controller import ScanController
 from drivers.wires.modbus import ModbusRtuPort, ModbusTcpPort
 from drivers.wires.ports import ModbusPort
 from drivers.wires.serial_line import AsciiLinePort
+
+if TYPE_CHECKING:
+    from drivers import contracts
+
+    # The type checker proves here that each driver keeps its contract.
+    _accelerator: type[contracts.Accelerator] = Accelerator
+    _scan_controller: type[contracts.ScanController] = ScanController
+    _electrometer: type[contracts.Electrometer] = Electrometer
+    _gantry: type[contracts.Gantry] = Gantry
+    _couch: type[contracts.Couch] = Couch
+    _nozzle: type[contracts.Nozzle] = Nozzle
+    _gating: type[contracts.Gating] = Gating
+    _safety_chain: type[contracts.SafetyChain] = SafetyChain
 
 Driver: TypeAlias = Accelerator | ScanController | Electrometer | Gantry | Couch | Nozzle | Gating | SafetyChain
 

@@ -188,6 +188,7 @@ class TableCodec:
             if c.type in ("bool", "f32", "f64") or c.minimum is not None or c.maximum is not None or c.values
         )
         order = _word_permutation(table.columns)
+        self._shown: dict[np.dtype[np.void], tuple[tuple[Field, bool], ...]] = {}
         self._order = None if order == list(range(self.row_size)) else np.array(order)
 
     def encode(self, rows: NDArray[np.void]) -> NDArray[np.uint16]:
@@ -199,9 +200,15 @@ class TableCodec:
 
     def show(self, rows: NDArray[np.void]) -> NDArray[np.uint16]:
         """Registers in which a device shows rows, integers saturated to their type; NaN in them: the lowest."""
+        judged = self._shown.get(rows.dtype)
+        if judged is None:
+            # Columns that come in their own type fit as they are: the quick case, found out once.
+            judged = tuple((c, not c.scaled and _value_type(c) == rows.dtype[c.name].str) for c in self.table.columns)
+            self._shown[rows.dtype] = judged
         wire = np.zeros(len(rows), self.wire)
-        for column in self.table.columns:
-            wire[column.name] = _column_shown(column, rows[column.name])
+        for column, fits in judged:
+            values = rows[column.name]
+            wire[column.name] = values if fits else _column_shown(column, values)
         return self._words(wire)
 
     def _words(self, wire: NDArray[np.void]) -> NDArray[np.uint16]:
@@ -323,8 +330,8 @@ def _column_shown(column: Field, values: NDArray[Any]) -> NDArray[Any]:
     if column.scaled:
         # Only 16- and 32-bit columns are scaled, so these bounds are exact in f8.
         steps = np.rint((values - column.offset) / column.scale)
-        clipped: NDArray[Any] = np.clip(np.nan_to_num(steps, nan=low), low, high)
-        return clipped
+        steps = np.minimum(np.maximum(steps, low), high)
+        return steps if np.isfinite(steps).all() else np.where(np.isnan(steps), low, steps)
     if values.dtype.kind not in "iu":
         return values
     info = np.iinfo(values.dtype)

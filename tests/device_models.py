@@ -42,7 +42,8 @@ class DirectPort:
     async def read(self, address: int, count: int, deadline: Deadline) -> list[int]:
         assert 1 <= count <= 125
         self.log.append(("read", address, count))
-        return await self._call(deadline, lambda: self.tamper(address, self.bank.read(address, count)))
+        words: list[int] = await self._call(deadline, lambda: self.tamper(address, self.bank.read(address, count)))
+        return words
 
     async def write(self, address: int, values: Sequence[int], deadline: Deadline) -> None:
         assert 1 <= len(values) <= 123
@@ -60,7 +61,8 @@ class DirectPort:
             self.bank.write(write_address, values)
             return self.tamper(read_address, self.bank.read(read_address, count))
 
-        return await self._call(deadline, both)
+        words: list[int] = await self._call(deadline, both)
+        return words
 
     async def _call(self, deadline: Deadline, action: Callable[[], Any]) -> Any:
         await asyncio.sleep(0.001)
