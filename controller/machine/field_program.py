@@ -34,7 +34,7 @@ def treatment_machine(site: Site, field: PlanField) -> TreatmentMachine:
     machine = site.treatment_machines.get(name)
     if machine is None:
         raise Refused(
-            f"[MACHINE_UNKNOWN] beam {field.number}: site {site.name} has no machine {name or 'for ' + field.ion!r}, "
+            f"[MACHINE_UNKNOWN] beam {field.number}: site {site.name} has no machine {name or 'for ' + field.ion}, "
             f"only {', '.join(site.treatment_machines)}"
         )
     return machine
