@@ -289,7 +289,7 @@ async def test_a_changed_byte_in_a_tcp_answer_never_gives_another_function_or_le
 # ---- RTU: the suspect link
 
 
-def delayed_second_reply(path: str, delay_ns: int = 200_000_000) -> WireFaults:
+def delayed_second_reply(path: str, delay_ns: int = 400_000_000) -> WireFaults:
     return WireFaults([WireFault(serial_address(path), FaultKind.DELAY, nth=2, delay_ns=delay_ns)])
 
 
@@ -306,11 +306,12 @@ async def stock_client(path: str) -> AsyncModbusSerialClient:
 async def test_the_library_alone_takes_a_late_rtu_answer_for_the_next_one(tmp_path: Path) -> None:
     """The reason for the rule. If this fails the library protects RTU now: reconsider `ModbusRtuPort`."""
     path = str(tmp_path / "gantry")
-    async with serve_modbus_rtu(Registers(), path, BAUD, UNIT, faults=delayed_second_reply(path, 150_000_000)):
+    async with serve_modbus_rtu(Registers(), path, BAUD, UNIT, faults=delayed_second_reply(path, 500_000_000)):
         client = await stock_client(path)
         assert (await client.read_holding_registers(0, count=1, device_id=UNIT)).registers == [0]
         with pytest.raises(Exception, match="No response"):
             await client.read_holding_registers(10, count=1, device_id=UNIT)
+        client.ctx.comm_params.timeout_connect = 10.0
         wrong = await client.read_holding_registers(20, count=1, device_id=UNIT)
         assert wrong.registers == [10], "asked for register 20, got the value of register 10, and no error"
         client.close()
@@ -322,7 +323,7 @@ async def test_the_library_alone_takes_a_late_rtu_answer_for_the_next_one(tmp_pa
 async def test_after_a_late_rtu_answer_no_value_is_believed_before_an_echo(how: str, tmp_path: Path) -> None:
     path = str(tmp_path / "gantry")
     async with serve_modbus_rtu(Registers(), path, BAUD, UNIT, faults=delayed_second_reply(path)) as served:
-        port = ModbusRtuPort("gantry", path, BAUD, UNIT, worst_reply_s=0.3)
+        port = ModbusRtuPort("gantry", path, BAUD, UNIT, worst_reply_s=0.8)
         await port.connect(within(5))  # reply 1 is the echo, reply 2 will be late
         if how == "timeout":
             with pytest.raises(LinkLost):
