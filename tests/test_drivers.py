@@ -189,6 +189,14 @@ async def test_requests_take_turns_and_waiting_counts_against_the_deadline() -> 
 
 
 @virtual
+async def test_a_status_is_one_transaction() -> None:
+    for make in (accelerator, engine, electrometer):
+        driver, _, port = make()
+        await driver.status(within(1))
+        assert [what for what, _, _ in port.log] == ["read"], driver.name
+
+
+@virtual
 async def test_two_tasks_can_ask_at_once() -> None:
     driver, _, _ = accelerator()
     numbers = await asyncio.gather(*(driver.request(**BEAM, deadline=within(1)) for _ in range(5)))

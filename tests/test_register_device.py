@@ -107,8 +107,10 @@ def test_a_request_acts_once_for_each_counter() -> None:
 
 def test_a_setter_sees_the_value_after_it_was_stored() -> None:
     seen: list[tuple[int, int]] = []
-    device: RegisterDevice = engine(setters={"acknowledged": lambda value: seen.append((value, device.get("acknowledged")))})
-    device.write(64, [1, 2])
+    device: RegisterDevice = engine(
+        setters={"acknowledged": lambda value: seen.append((value, device.get("acknowledged")))}
+    )
+    device.write(43, [1, 2])
     assert seen == [(65538, 65538)]
 
 
