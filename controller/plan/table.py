@@ -5,9 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from controller.machine.deliverable import SITE_RULES
 from controller.plan.check import CheckReport, FieldSummary
 from controller.plan.findings import Finding
 from controller.plan.model import Layer, PlanField
+from controller.plan.rules import MALFORMED_RULES, PLAN_RULES, UNSUPPORTED_RULES
 
 WIDTH = 100
 _VERDICTS = {
@@ -17,6 +19,7 @@ _VERDICTS = {
 }
 _MARKS = {"refuse": "REFUSE", "warn": "WARN", "note": "note"}
 MAX_FINDINGS = 40
+ALL_RULES = (*MALFORMED_RULES, *UNSUPPORTED_RULES, *PLAN_RULES, *SITE_RULES)
 
 
 def format_report(report: CheckReport) -> str:
@@ -48,10 +51,14 @@ def _head(report: CheckReport) -> Iterator[str]:
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:
     if not findings:
         yield "no findings"
+    actions = {rule.name: rule.action for rule in ALL_RULES}
     for f in findings[:MAX_FINDINGS]:
         where = f"{f.where}: " if f.where else ""
         text = f"{_MARKS[f.severity]:<7}{f.rule}: {where}{f.message}"
         yield from textwrap.wrap(text, WIDTH, subsequent_indent=" " * 7, break_on_hyphens=False)
+        if f.severity == "refuse" and f.rule in actions:
+            advice = f"What to do: {actions.pop(f.rule)}"
+            yield from textwrap.wrap(advice, WIDTH, initial_indent=" " * 7, subsequent_indent=" " * 7)
     if len(findings) > MAX_FINDINGS:
         yield f"       ... and {len(findings) - MAX_FINDINGS} more; --json lists all"
 
@@ -83,8 +90,8 @@ def _layers(field: PlanField) -> Iterator[str]:
 def _layer(index: int, layer: Layer) -> str:
     weights = [w for w in layer.meterset if w > 0]
     least, most = (min(weights), max(weights)) if weights else (0.0, 0.0)
-    x = f"{min(layer.x_mm):.0f}..{max(layer.x_mm):.0f}" if layer.x_mm else "-"
-    y = f"{min(layer.y_mm):.0f}..{max(layer.y_mm):.0f}" if layer.y_mm else "-"
+    x = f"{round(min(layer.x_mm))}..{round(max(layer.x_mm))}" if layer.x_mm else "-"
+    y = f"{round(min(layer.y_mm))}..{round(max(layer.y_mm))}" if layer.y_mm else "-"
     return (
         f"{index:>6}{layer.energy_mev_u:>9.2f}{layer.tune_id[:6]:>7}{len(weights):>7}{layer.paintings:>6}"
         f"{sum(weights):>12.6g}{least:>11.4g}{most:>11.4g}{x:>15}{y:>15}"

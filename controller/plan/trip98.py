@@ -220,7 +220,7 @@ def _split(name: str, data: bytes) -> list[str]:
         raise fail("TRUNCATED", "the last line has no end")
     if data.count(b"\n") > MAX_SPOTS + 5 * MAX_LAYERS:
         raise fail("LIMIT_EXCEEDED", "more lines than any plan needs")
-    lines = [line.rstrip(b"\r") for line in data.split(b"\n")]
+    lines = [line.rstrip(b"\r") for line in data.split(b"\n")[:-1]]
     longest = max(map(len, lines))
     if longest > MAX_LINE:
         raise fail("LIMIT_EXCEEDED", f"a line has at most {MAX_LINE} characters, got {longest}")
