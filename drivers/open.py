@@ -12,7 +12,7 @@ from drivers.errors import BadInput
 from drivers.gantry import Gantry
 from drivers.gating import Gating
 from drivers.nozzle import Nozzle
-from drivers.registers import RegisterMap, load_map
+from drivers.registers import RegisterMap, load_map, shipped_maps
 from drivers.safety_chain import SafetyChain
 from drivers.scan_controller import ScanController
 from drivers.wires.modbus import ModbusRtuPort, ModbusTcpPort
@@ -67,6 +67,7 @@ def open_device(
     those of a site's address table. Raises `BadInput` for an address or map that does not fit.
     """
     register_map = map if isinstance(map, RegisterMap) else load_map(map)
+    _check_complete(name, register_map)
     if wire == "ascii":
         if register_map.wire != "ascii" or register_map.device != "couch":
             raise BadInput(f"{name}: {register_map.source} is a {register_map.wire} map for a {register_map.device}, "
@@ -87,6 +88,28 @@ def open_device(
         line_path, line_baud = _serial(name, wire, path, baud)
         return driver(name, ModbusRtuPort(name, line_path, line_baud, unit), register_map)
     raise BadInput(f"{name}: wire {wire!r} is none of modbus_tcp, modbus_rtu, ascii")
+
+
+def _names(register_map: RegisterMap) -> set[str]:
+    """Everything that a driver may call by name."""
+    names = {r.name for r in register_map.registers}
+    names |= {f"request {q.name}: {field}" for q in register_map.requests for field in q.fields}
+    names |= {f"table {t.name}: {column.name}" for t in register_map.tables for column in t.columns}
+    for command in register_map.commands:
+        names |= {f"command {command.name}: {f.name}" for f in (*command.arguments, *command.answer)}
+    return names
+
+
+def _check_complete(name: str, register_map: RegisterMap) -> None:
+    """A replaced map must have all that the shipped one of its class has; addresses and scales are its own."""
+    if register_map.device not in shipped_maps():
+        return
+    missing = sorted(_names(load_map(register_map.device)) - _names(register_map))
+    if missing:
+        raise BadInput(
+            f"{name}: register map {register_map.source} lacks what a {register_map.device} needs: "
+            f"{', '.join(missing)}; compare with the shipped map {register_map.device}"
+        )
 
 
 def _serial(name: str, wire: str, path: str | None, baud: int | None) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,21 @@ from drivers.deadline import Deadline
 from drivers.errors import DeviceRefused, LinkLost
 from drivers.registers import load_map, registers_crc32
 from drivers.wires.ports import DeviceBusy, IllegalAddress, IllegalValue, RegisterBank
+from drivers.wires.virtual_loop import run_virtual
 from simulators.devices.register_device import DeviceIdentity, RegisterDevice, TableHooks
 
 BANK_ROWS = 16384
+
+
+def virtual(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run an async test in virtual time."""
+
+    def run() -> None:
+        run_virtual(test())
+
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    return run
 
 
 def loop_clock() -> Callable[[], int]:
