@@ -166,7 +166,7 @@ def _check_layer(
         gatherer.layer("LAYER_TOO_LONG", index, visits, text, f"{visits} visits")
     same = int(used.sum()) - len(np.unique(np.stack([x_mm[used], y_mm[used]]), axis=1).T)
     if same:
-        text = f"{same} spots at a place that the layer has already"
+        text = f"{same} spot{'s' if same > 1 else ''} at a place that the layer has already"
         gatherer.layer("DUPLICATE_SPOTS", index, same, text, f"{same} spots in layer {index}")
     energy = match_energy(site, machine, layer.energy_mev_u)
     if energy is None:
