@@ -68,13 +68,13 @@ def test_errors_are_those_of_the_visits(tmp_path: Path) -> None:
         visits = journal.visits
     dose, offsets = [], []
     for f, field in enumerate(make_plan().fields):
-        for i, layer in enumerate(field.layers):
-            for spot, planned in enumerate(layer.meterset):
+        for i, planned_layer in enumerate(field.layers):
+            for spot, planned in enumerate(planned_layer.meterset):
                 mine = visits[(visits["field"] == f) & (visits["layer"] == i) & (visits["spot"] == spot)]
                 if planned == 0:
                     assert len(mine) == 0
                     continue
-                assert len(mine) == layer.paintings
+                assert len(mine) == planned_layer.paintings
                 dose.append(100 * (mine["meterset_1"].sum() / planned - 1))
                 for axis in "xy":
                     mean = np.average(mine[f"{axis}_mm"], weights=mine["counts_1"])

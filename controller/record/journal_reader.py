@@ -114,12 +114,11 @@ class Part:
     @cached_property
     def visits(self) -> NDArray[np.void]:
         """All delivered visits, `VISIT_DTYPE`."""
-        blocks = [
-            self._journal.table(self._journal.payload(r), VISIT_DTYPE, r)
-            for r in self.records
-            if r.kind is RecordType.VISITS
-        ]
-        return np.concatenate(blocks) if blocks else np.zeros(0, VISIT_DTYPE)
+        records = [r for r in self.records if r.kind is RecordType.VISITS]
+        for record in records:
+            self._journal.whole_rows(record.length, VISIT_DTYPE, record)
+        # Joined as bytes: numpy takes 50 us to concatenate each structured array, and a journal has thousands.
+        return np.frombuffer(b"".join(map(self._journal.payload, records)), VISIT_DTYPE)
 
     def rows(self) -> Iterator[NDArray[np.void]]:
         """Yield the log in blocks of `ROW_DTYPE`."""
@@ -224,12 +223,16 @@ class Journal:
 
     def table(self, data: bytes, dtype: np.dtype[np.void], record: Record) -> NDArray[np.void]:
         """Rows of `dtype` in `data`; raises `BadInput` that names the record."""
-        if len(data) % dtype.itemsize:
+        self.whole_rows(len(data), dtype, record)
+        return np.frombuffer(data, dtype)
+
+    def whole_rows(self, length: int, dtype: np.dtype[np.void], record: Record) -> None:
+        """Raise `BadInput` unless `length` bytes are a whole number of rows."""
+        if length % dtype.itemsize:
             raise BadInput(
-                f"{self.path}: record {record.sequence} ({record.kind.name}): {len(data)} bytes are no whole number of "
+                f"{self.path}: record {record.sequence} ({record.kind.name}): {length} bytes are no whole number of "
                 f"{dtype.itemsize}-byte rows"
             )
-        return np.frombuffer(data, dtype)
 
 
 def read_journal(path: Path) -> Journal:

@@ -179,7 +179,7 @@ def _fields(summary: dict[str, Any]) -> str:
         "monitor 2",
         "dose error %",
         "position p95 mm",
-        "s",
+        "time s",
     )
     return _table(head, rows, numbers=range(3, 10))
 

@@ -94,8 +94,9 @@ def spot_map(layer: LayerAccount, half_x_mm: float, half_y_mm: float, size: int)
             layer.y_planned_mm[moved] + off * (layer.y_mm - layer.y_planned_mm)[moved],
         )
         _stamp(image, *at, 0.45 * OVERSAMPLING, ARROW)
-    small = image.reshape(height // OVERSAMPLING, OVERSAMPLING, width // OVERSAMPLING, OVERSAMPLING, 3)
-    return _png(small.mean(axis=(1, 3)).astype(np.uint8))
+    tall = sum(image[i::OVERSAMPLING].astype(np.uint16) for i in range(OVERSAMPLING))
+    small = sum(np.asarray(tall)[:, i::OVERSAMPLING] for i in range(OVERSAMPLING)) // OVERSAMPLING**2
+    return _png(np.asarray(small).astype(np.uint8))
 
 
 def error_histograms(dose_pct: Floats, position_mm: Floats) -> str:
