@@ -73,6 +73,13 @@ def test_a_reference_file_has_the_expected_outcome(name: str, site: str, shared:
         assert report.loaded is None
 
 
+def test_the_unapproved_reference_plan_is_delivered_on_request_by_its_own_machine_alone(
+    shared: Path, sites: dict[str, Site]
+) -> None:
+    path = find(shared, "good/R03")
+    assert [check_plan(path, sites[name], allow_unapproved=True).exit_status for name in SITES] == [3, 3, 0]
+
+
 @pytest.mark.parametrize("name", REASONS)
 def test_a_bad_file_is_told_its_fault(name: str, shared: Path, sites: dict[str, Site]) -> None:
     report = check_plan(find(shared, name), sites["carbon-fixed"])

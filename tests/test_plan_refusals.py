@@ -377,12 +377,26 @@ def test_a_repeated_element_is_malformed_where_pydicom_takes_the_last() -> None:
         parse_dicom("twice.dcm", doubled, fraction_group=None)
 
 
-def test_more_elements_than_any_plan_needs_are_turned_down() -> None:
-    empty_items = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, 0) for _ in range(500_001))
-    data = plan_bytes(make_plan())
-    bomb = data + struct.pack("<HH2sHI", 0x300E, 0x0010, b"SQ", 0, len(empty_items)) + empty_items
+def item(content: bytes) -> bytes:
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+
+
+def sequence(items: bytes) -> bytes:
+    return struct.pack("<HH2sHI", 0x300E, 0x0010, b"SQ", 0, len(items)) + items
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        sequence(item(b"") * 100_001),
+        sequence(item(b"".join(struct.pack("<HH2sH", 0x11, n, b"LO", 0) for n in range(10))) * 30_001),
+        sequence(item(struct.pack("<HH2sH", 8, 5, b"CS", 500) + b"\\" * 500)),
+    ],
+    ids=["items", "elements", "a character set of 500 names"],
+)
+def test_more_of_anything_than_a_plan_needs_is_turned_down(bomb: bytes) -> None:
     with pytest.raises(MalformedPlan, match="LIMIT_EXCEEDED"):
-        parse_dicom("bomb.dcm", bomb, fraction_group=None)
+        parse_dicom("bomb.dcm", plan_bytes(make_plan()) + bomb, fraction_group=None)
 
 
 def test_a_length_beyond_the_file_is_turned_down_without_reading_it() -> None:

@@ -18,8 +18,12 @@ from pydicom.datadict import dictionary_VR
 from controller.plan.rules import MalformedPlan, finding
 
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024
-MAX_ELEMENTS: Final = 500_000
+MAX_ELEMENTS: Final = 300_000
 """Elements of all levels; the largest plan known has about 5,000, 64 fields of 100 layers have 250,000."""
+MAX_ITEMS: Final = 100_000
+"""Sequence items of all levels; 64 fields of 100 layers have 50,000. Each costs pydicom some 60 us and 2 kB."""
+MAX_CHARACTER_SET: Final = 256
+"""Bytes of SpecificCharacterSet, which pydicom splits and looks up before anyone can judge it."""
 MAX_DEPTH: Final = 12
 """Nested sequences; an RT Ion Plan needs 5."""
 
@@ -135,8 +139,8 @@ class _Walker:
             raise self.fail("DICOM_STRUCTURE", f"wanted an item, got {_show(tag)}", frame.where)
         frame.items += 1
         outline.items += 1
-        if outline.items > MAX_ELEMENTS:
-            raise self.fail("LIMIT_EXCEEDED", f"more than {MAX_ELEMENTS} items", frame.where)
+        if outline.items > MAX_ITEMS:
+            raise self.fail("LIMIT_EXCEEDED", f"more than {MAX_ITEMS} items", frame.where)
         child = _Frame(False, None, frame.limit, frame.implicit_vr, f"{frame.where} item {frame.items}")
         self._push(stack, child, length)
 
@@ -170,6 +174,8 @@ class _Walker:
         self._check_length(tag, length, frame.limit, frame.where)
         if tag != CHARACTER_SET:
             outline.value_bytes += length
+        elif length > MAX_CHARACTER_SET:
+            raise self.fail("LIMIT_EXCEEDED", f"SpecificCharacterSet has {length} bytes", frame.where)
         self.pos += length
 
     def _push(self, stack: list[_Frame], child: _Frame, length: int) -> None:
