@@ -209,7 +209,7 @@ def _raster(data: bytes) -> ReadPlan:
         points = np.array([line.split() for line in lines[4:] if line.strip()], dtype=float).reshape(-1, 3)
         if points[:, 2].any():
             layers.append(ReadLayer(float(energy), focus, 1, points[:, 0], points[:, 1], points[:, 2], (), 2 * index))
-    ion = {"1": "1H", "12": "12C"}[words["mass"].strip()]
+    ion = words["mass"].strip() + SYMBOLS[int(words["charge"])]
     total = float(sum(layer.meterset.sum() for layer in layers))
     field = ReadField(1, "", ion, "NP", total, float("nan"), float("nan"), (), layers)
     return ReadPlan("NONE", 1, [field], set())

@@ -74,6 +74,8 @@ FAULTS: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("an unknown keyword", "TRIP98_SYNTAX", lambda d: d.replace(b"bolus 0", b"colour red")),
     ("a keyword twice", "DUPLICATE_NUMBER", lambda d: d.replace(b"bolus 0", b"mass 12")),
     ("a mass that contradicts", "BAD_VALUE", lambda d: d.replace(b"mass 12", b"mass 4")),
+    ("a projectile that does not exist", "BAD_VALUE", lambda d: d.replace(b"projectile 12C", b"projectile 12G")),
+    ("electrons left", "BAD_VALUE", lambda d: d.replace(b"charge 6", b"charge 4")),
     ("a projectile that contradicts", "BAD_VALUE", lambda d: d.replace(b"projectile 12C", b"projectile 1H")),
     ("a layer more declared", "TRUNCATED", lambda d: d.replace(b"#submachines 2", b"#submachines 3")),
     ("a layer less declared", "COUNT_MISMATCH", lambda d: d.replace(b"#submachines 2", b"#submachines 1")),

@@ -13,6 +13,7 @@ from controller.plan.dicom_geometry import read_geometry
 from controller.plan.dicom_layers import MAX_LAYERS, read_layers
 from controller.plan.dicom_values import Node
 from controller.plan.findings import Finding
+from controller.plan.ions import MAX_MASS_NUMBER, SYMBOLS, ion_name
 from controller.plan.model import MetersetUnit, PlanField
 from controller.plan.rules import UnsupportedPlan, finding
 
@@ -20,7 +21,6 @@ MAX_METERSET: Final = 1e15
 """Far above any field (carbon fields have 1e9 ions), far below where products of weights overflow."""
 MAX_VSAD_MM: Final = 1e6
 
-_SYMBOLS = ("H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar")
 _MODIFIERS = (
     ("NumberOfWedges", "IonWedgeSequence"),
     ("NumberOfCompensators", "IonRangeCompensatorSequence"),
@@ -176,13 +176,13 @@ def _ion(node: Node, points: list[Node]) -> str:
     for point in points:
         if any(got not in (None, want) for got, want in zip(_particle(point), wanted, strict=True)):
             raise unsupported(point, "RADIATION_NOT_SUPPORTED", "the ion changes within the field")
-    return f"{wanted[0]}{_SYMBOLS[wanted[1] - 1]}"
+    return ion_name(wanted[0], wanted[1])
 
 
 def _particle(node: Node) -> tuple[int | None, int | None, int | None]:
     return (
-        node.optional_integer("RadiationMassNumber", 1, 60),
-        node.optional_integer("RadiationAtomicNumber", 1, len(_SYMBOLS)),
+        node.optional_integer("RadiationMassNumber", 1, MAX_MASS_NUMBER),
+        node.optional_integer("RadiationAtomicNumber", 1, len(SYMBOLS)),
         node.signed_short("RadiationChargeState", -1, 60),
     )
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from controller.plan.dicom_layers import MAX_ENERGY_MEV_U, MAX_LAYERS, MAX_POSITION_MM, MAX_VISITS
 from controller.plan.files import read_bytes
+from controller.plan.ions import MAX_MASS_NUMBER, SYMBOLS, ion_name
 from controller.plan.loaded import LoadedPlan
 from controller.plan.model import CouchPosition, Layer, PatientIdentity, Plan, PlanField
 from controller.plan.rules import MalformedPlan, UnsupportedPlan, finding
@@ -32,8 +33,6 @@ PRINT_ROUNDING: Final = 2e-5
 """Relative. Six digits are printed: half a unit of the last is at most 5e-6, in the points and in the total."""
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
-_IONS = {("1H", 1, 1): "1H", ("H", 1, 1): "1H", ("12C", 12, 6): "12C", ("C", 12, 6): "12C"}
-_OTHER_ION = re.compile(r"\d{0,3}[A-Z][a-z]?")
 _HEADER = (
     "rstfile",
     "sistable",
@@ -257,18 +256,13 @@ def _totals(lines: _Lines, words: list[str]) -> _Totals:
 
 def _ion(lines: _Lines, header: dict[str, list[str]]) -> str:
     projectile = _one(lines, header, "projectile")
-    mass = lines.integer_from(_one(lines, header, "mass"), "mass", 1, 60)
-    charge = lines.integer_from(_one(lines, header, "charge"), "charge", 1, 30)
-    known = _IONS.get((projectile, mass, charge))
-    if known is not None:
-        return known
-    names = {key[0] for key in _IONS}
-    if projectile in names or not _OTHER_ION.fullmatch(projectile):
-        raise lines.fail("BAD_VALUE", f"projectile {projectile[:24]!r}, mass {mass}, charge {charge}: no such ion")
-    symbol = projectile.lstrip("0123456789")
-    if projectile not in (symbol, f"{mass}{symbol}"):
-        raise lines.fail("BAD_VALUE", f"projectile {projectile!r} has not mass {mass}")
-    return f"{mass}{symbol}"
+    mass = lines.integer_from(_one(lines, header, "mass"), "mass", 1, MAX_MASS_NUMBER)
+    charge = lines.integer_from(_one(lines, header, "charge"), "charge", 1, len(SYMBOLS))
+    if projectile not in (ion_name(mass, charge), SYMBOLS[charge - 1]) or charge > mass:
+        raise lines.fail(
+            "BAD_VALUE", f"projectile {projectile[:24]!r}, mass {mass}, charge {charge}: no such fully stripped ion"
+        )
+    return ion_name(mass, charge)
 
 
 def _layer(lines: _Lines, index: int) -> Layer:
