@@ -131,6 +131,10 @@ ENGINE_RESULT_DTYPE = np.dtype(
 class ScanController(Connected, Protocol):
     """Magnet supplies and spot engine."""
 
+    async def stream_to(self, host: str, port: int, slot: int, deadline: Deadline) -> None:
+        """Send frames to host:port; slot 0 is the controller's, 1 the guard's."""
+        ...
+
     async def download(self, bank: int, table: LayerTable, deadline: Deadline) -> None:
         """Write a layer into bank 0 or 1, read every register back, compare, and compare the engine's CRC."""
         ...

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +9,8 @@ from drivers.contracts import LATCH_DTYPE, ElectrometerStatus
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError
 from drivers.register_client import RegisterDriver
-from drivers.verify import Wanted, loop_ns, set_and_verify, until
-from drivers.wires.addresses import same_host
+from drivers.streaming import stream_to
+from drivers.verify import Wanted, loop_ns, set_and_verify
 
 BANK_ROWS = 16384
 SELF_TEST, RESET_TRIP = 1, 2
@@ -67,23 +65,7 @@ class Electrometer(RegisterDriver):
 
     async def stream_to(self, host: str, port: int, slot: int, deadline: Deadline) -> None:
         """Send frames to host:port; returns when the destination reads back and frames leave."""
-        if slot not in (0, 1):
-            raise DeviceError(self.name, f"there are stream slots 0 and 1, not {slot}")
-        try:
-            address = ipaddress.IPv4Address(same_host(host))
-        except ValueError as error:
-            raise DeviceError(self.name, f"stream_{slot}: {host!r} is no IPv4 address") from error
-        prefix = f"stream_{slot}_"
-        await self.link.write({f"{prefix}ipv4": int(address), f"{prefix}port": port, f"{prefix}enable": True}, deadline)
-        await until(
-            self.name,
-            Wanted("streaming", "True"),
-            lambda: self.link.read(("streaming",), deadline),
-            lambda got: bool(got["streaming"]),
-            lambda got: str(got["streaming"]),
-            poll_s=self.poll_s,
-            deadline=deadline,
-        )
+        await stream_to(self, host, port, slot, deadline)
 
     async def load_backup(
         self, bank: int, first_visit: int, limits: NDArray[np.uint32], rate_limit_per_s: float, deadline: Deadline

@@ -12,6 +12,7 @@ from drivers.deadline import Deadline
 from drivers.errors import DeviceError, DeviceRefused, ReadbackMismatch
 from drivers.register_client import RegisterDriver
 from drivers.registers import RegisterMap, registers_crc32
+from drivers.streaming import stream_to
 from drivers.verify import Wanted, loop_ns, until
 from drivers.wires.ports import ModbusPort
 
@@ -30,6 +31,10 @@ class ScanController(RegisterDriver):
         super().__init__(name, port, register_map, poll_s=poll_s)
         self._crc32: dict[int, int] = {}
         self._bank_locks = (asyncio.Lock(), asyncio.Lock())
+
+    async def stream_to(self, host: str, port: int, slot: int, deadline: Deadline) -> None:
+        """Send frames to host:port; returns when the destination reads back and frames leave."""
+        await stream_to(self, host, port, slot, deadline)
 
     async def download(self, bank: int, table: LayerTable, deadline: Deadline) -> None:
         """Write a layer into a bank, read every register back, compare, then compare the engine's CRC.

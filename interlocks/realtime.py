@@ -6,8 +6,7 @@ The first one wins: it stays with its value, its limit and its time until an ope
 
 from __future__ import annotations
 
-from numba import njit
-
+from drivers.compiled import compiled, compiled_inline
 from drivers.flags import (
     FLAG_ARMED,
     FLAG_BEAM,
@@ -22,6 +21,7 @@ from interlocks.numbers import (
     BACKUP_TRIPPED,
     BEAM_WITHOUT_REQUEST,
     CHAIN_OPENED,
+    COUNTS_BACKWARDS,
     ENGINE_TRIPPED,
     FIELD_DOSE_PRIMARY,
     FIELD_DOSE_SECONDARY,
@@ -35,6 +35,7 @@ from interlocks.numbers import (
     SATURATED,
     SPOT_DOSE_PRIMARY,
     SPOT_DOSE_SECONDARY,
+    SPOT_NOT_SEEN,
     SPOT_POSITION,
     SPOT_TIME,
     SPOT_WIDTH,
@@ -44,8 +45,18 @@ from interlocks.numbers import (
     VISIT_SEQUENCE,
 )
 
+OFF_WINDOW_FRAMES = 3
+"""Scan frames in a row (200 us each) outside the magnet window that trip."""
+MOVING_FRAMES = 5
+"""The same while the engine says that its magnets move: a move under beam takes less than 0.5 ms, a stuck supply for ever."""
+VISIT_APART_FRAMES = 5
+"""Scan frames in a row in which engine and electrometer 1 may show different visits, both being alive."""
+FRESH_NS = 300_000
+SEEN_SHARE = 0.5
+"""Least share of a spot's charge that the strips around its place must show."""
 
-@njit(cache=True, nogil=True)
+
+@compiled
 def latch(m, number, value, limit, t_ns, now_ns):
     """Latch a condition unless one is latched already."""
     s = m.state
@@ -60,13 +71,13 @@ def latch(m, number, value, limit, t_ns, now_ns):
     s.trips += 1
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def leases_hold(m, now_ns):
     """True while every slow task has renewed its lease; without it no permit leaves."""
     return now_ns <= m.control.lease_ns_0 and now_ns <= m.control.lease_ns_1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def judge_liveness(m, now_ns):
     """Commands, leases and silence; called at every turn of the loop, with or without a frame."""
     c = m.control
@@ -85,7 +96,7 @@ def judge_liveness(m, now_ns):
             latch(m, number, silence_ns * 1e-6, m.limits.stale_ns * 1e-6, now_ns, now_ns)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def judge_frame_1(m, delta, t_ns, now_ns):
     """Dose, rate, high voltage and unrequested beam from a frame of electrometer 1 that counted `delta`."""
     s = m.state
@@ -105,8 +116,9 @@ def judge_frame_1(m, delta, t_ns, now_ns):
             latch(m, BEAM_WITHOUT_REQUEST, (t_ns - since) * 1e-6, limits.proof_ns * 1e-6, t_ns, now_ns)
     else:
         s.beam_seen_ns = -1
+    judge_direction(m, delta, t_ns, now_ns)
     field = s.counts_1 - s.field_start_1
-    if field > limits.field_counts_1:
+    if m.control.permit_on == 1 and field > limits.field_counts_1:
         latch(m, FIELD_DOSE_PRIMARY, float(field), limits.field_counts_1, t_ns, now_ns)
     if v.visit <= 0:
         return
@@ -123,9 +135,16 @@ def judge_frame_1(m, delta, t_ns, now_ns):
         s.over_rate = 0
 
 
-@njit(cache=True, nogil=True)
-def judge_frame_2(m, t_ns, now_ns):
-    """Dose and state from a frame of electrometer 2."""
+@compiled
+def judge_direction(m, delta, t_ns, now_ns):
+    """A cumulative count does not run backwards, but for noise and a negative pedestal."""
+    if delta < -m.limits.spot_dose_counts:
+        latch(m, COUNTS_BACKWARDS, float(delta), -m.limits.spot_dose_counts, t_ns, now_ns)
+
+
+@compiled
+def judge_frame_2(m, delta, t_ns, now_ns):
+    """Dose and state from a frame of electrometer 2 that counted `delta`."""
     s = m.state
     v = m.running
     flags = s.flags_2
@@ -135,56 +154,66 @@ def judge_frame_2(m, t_ns, now_ns):
         latch(m, SATURATED, 0.0, 0.0, t_ns, now_ns)
     if flags & FLAG_TRIPPED != 0:
         latch(m, BACKUP_TRIPPED, 0.0, 0.0, t_ns, now_ns)
+    judge_direction(m, delta, t_ns, now_ns)
     field = s.counts_2 - s.field_start_2
-    if field > m.limits.field_counts_2:
+    if m.control.permit_on == 1 and field > m.limits.field_counts_2:
         latch(m, FIELD_DOSE_SECONDARY, float(field), m.limits.field_counts_2, t_ns, now_ns)
     if v.visit > 0 and v.counts_2 >= 0:
         plan = m.plan[v.visit]
+        expected = plan.expected_2
+        if v.ended == 1:
+            # stream 2 has not shown the last change yet: its counts are of both visits
+            expected += m.plan[m.measured[s.measured % m.measured.shape[0]].visit].expected_2
         counts = float(s.counts_2 - v.counts_2)
-        limit = plan.expected_2 + max(plan.expected_2 * m.limits.spot_dose, m.limits.secondary_counts) + plan.slack_2
+        limit = expected + max(expected * m.limits.spot_dose, m.limits.secondary_counts) + plan.slack_2
         if counts > limit:
             latch(m, SPOT_DOSE_SECONDARY, counts, limit, t_ns, now_ns)
 
 
-@njit(cache=True, nogil=True)
-def judge_frame_3(m, t_ns, now_ns):
-    """Engine, chain, magnets and spot time from a frame of the scan controller."""
+@compiled
+def judge_frame_3(m, visit, t_ns, now_ns):
+    """Engine, chain, magnets, visit line and spot time from a frame of the scan controller that shows `visit`."""
     s = m.state
     flags = s.flags_3
     if flags & FLAG_TRIPPED != 0:
         latch(m, ENGINE_TRIPPED, float(m.scan[11]), 0.0, t_ns, now_ns)
     armed = flags & FLAG_ARMED != 0
-    if armed and m.control.permit_on == 1 and flags & FLAG_CHAIN == 0 and s.flags_3_before & FLAG_CHAIN != 0:
+    if m.control.permit_on == 1 and flags & FLAG_CHAIN == 0 and s.flags_3_before & FLAG_CHAIN != 0:
         latch(m, CHAIN_OPENED, 0.0, 1.0, t_ns, now_ns)
     moving = flags & FLAG_MOVING != 0 or s.flags_3_before & FLAG_MOVING != 0
     off_x = abs(m.scan[2] - m.scan[0])
     off_y = abs(m.scan[3] - m.scan[1])
     spread = max(abs(m.scan[4] - m.scan[2]), abs(m.scan[5] - m.scan[3]))
     off = max(off_x, off_y, spread)
-    if armed and flags & FLAG_REQUEST != 0 and not moving and off > m.limits.window_ma:
+    if armed and flags & FLAG_REQUEST != 0 and off > m.limits.window_ma:
         s.off_window += 1
-        if s.off_window >= 3:
+        if s.off_window >= (MOVING_FRAMES if moving else OFF_WINDOW_FRAMES):
             latch(m, MAGNET_READBACK, float(off) * 1e-3, m.limits.window_ma * 1e-3, t_ns, now_ns)
     else:
         s.off_window = 0
-    v = m.running
-    if v.visit > 0 and m.scan[12] > m.plan[v.visit].time_limit_us:
-        latch(m, SPOT_TIME, float(m.scan[12]) * 1e-3, m.plan[v.visit].time_limit_us * 1e-3, t_ns, now_ns)
+    if visit != m.running.visit and t_ns - m.streams[1].t_ns < FRESH_NS:
+        s.visit_apart += 1
+        if s.visit_apart >= VISIT_APART_FRAMES:
+            latch(m, VISIT_SEQUENCE, float(visit), float(m.running.visit), t_ns, now_ns)
+    else:
+        s.visit_apart = 0
+    if 0 < visit < m.plan.shape[0] and m.scan[12] > m.plan[visit].time_limit_us:
+        latch(m, SPOT_TIME, float(m.scan[12]) * 1e-3, m.plan[visit].time_limit_us * 1e-3, t_ns, now_ns)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def judge_sequence(m, visit, t_ns, now_ns):
-    """Only the visits of the armed layer, in order."""
+    """Only the visits of the armed layer, in order; one may be passed over for each frame lost."""
     c = m.control
     before = m.running.visit
     if visit == 0:
         return
-    wrong = visit < c.first_visit or visit > c.last_visit or visit < before
-    if wrong:
+    skipped = before > 0 and visit > before + 1 + m.running.lost
+    if visit < c.first_visit or visit > c.last_visit or visit < before or skipped:
         latch(m, VISIT_SEQUENCE, float(visit), float(c.last_visit), t_ns, now_ns)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def judge_visit(m, row, t_ns, now_ns):
     """A visit is complete: dose as booked, position, width, running means, agreement of the monitors."""
     s = m.state
@@ -196,11 +225,15 @@ def judge_visit(m, row, t_ns, now_ns):
     limit = plan.expected_2 + max(plan.expected_2 * limits.spot_dose, limits.secondary_counts)
     if row.delta_2 > limit:
         latch(m, SPOT_DOSE_SECONDARY, row.delta_2, limit, t_ns, now_ns)
-    total = s.particles_1 * plan.per_particle_1
-    if total > limits.disagreement_counts:
-        difference = abs(s.particles_2 - s.particles_1) / s.particles_1
+    # the greater of the two, so that a monitor that stands still is compared as well
+    particles = max(s.particles_1, s.particles_2)
+    if particles * plan.per_particle_1 > limits.disagreement_counts:
+        difference = abs(s.particles_2 - s.particles_1) / particles
         if difference > limits.disagreement:
             latch(m, MONITORS_DISAGREE, difference, limits.disagreement, t_ns, now_ns)
+    seen = min(row.strips_x, row.strips_y) / float(limits.strip_units_per_count)
+    if row.strip_counts >= 2.0 * limits.minimum_counts and seen < SEEN_SHARE * row.strip_counts:
+        latch(m, SPOT_NOT_SEEN, seen, SEEN_SHARE * row.strip_counts, t_ns, now_ns)
     if row.x_mm != row.x_mm:
         return
     dx = row.x_mm - plan.x_strip_mm / limits.strip_scale_x
@@ -222,11 +255,11 @@ def judge_visit(m, row, t_ns, now_ns):
             latch(m, POSITION_MEAN, mean, limits.position_mean_mm, t_ns, now_ns)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def judge_width(m, sigma_mm, expected_mm, t_ns, now_ns):
     """One axis' width against the expected one."""
-    if sigma_mm != sigma_mm:
-        return
+    if sigma_mm != sigma_mm or expected_mm <= 0.0:
+        return  # too narrow to have a width, or a visit that was never planned (VISIT_SEQUENCE)
     deviation = abs(sigma_mm / expected_mm - 1.0)
     if deviation > m.limits.width:
         latch(m, SPOT_WIDTH, deviation, m.limits.width, t_ns, now_ns)

@@ -67,11 +67,14 @@ class Violation:
 def judge(
     seen: Mapping[str, Seen], expected: Expected, now_ns: int, *, hold_s: float = 0.0, holds: int = 0
 ) -> list[Violation]:
-    """All slow conditions; `seen` must have every device that the site has."""
+    """All slow conditions; `seen` must have every device that the site has.
+
+    A device that something is expected of and that is not in `seen` is a violation, as is a status from the future.
+    """
     found = [
         Violation("STATUS_STALE", (now_ns - s.t_ns) * 1e-6, s.max_age_ns * 1e-6, name)
         for name, s in seen.items()
-        if now_ns - s.t_ns > s.max_age_ns
+        if not 0 <= now_ns - s.t_ns <= s.max_age_ns
     ]
     for name, rule in (
         ("gantry", _gantry),
@@ -83,11 +86,27 @@ def judge(
     ):
         if name in seen:
             found += rule(seen[name].status, expected)
-    if expected.hold_max_s > 0 and hold_s > expected.hold_max_s:
+        elif _needed(name, expected):
+            found.append(Violation("STATUS_STALE", None, None, f"{name}: no status at all"))
+    if expected.hold_max_s > 0 and not hold_s <= expected.hold_max_s:
         found.append(Violation("HOLD_TOO_LONG", hold_s, expected.hold_max_s, ""))
     if expected.holds_max > 0 and holds > expected.holds_max:
         found.append(Violation("HOLD_TOO_LONG", float(holds), float(expected.holds_max), "number of holds"))
     return found
+
+
+def _needed(name: str, expected: Expected) -> bool:
+    """Is anything expected that only this device can say?"""
+    e = expected
+    wanted: dict[str, tuple[object, ...]] = {
+        "gantry": (e.gantry_deg,),
+        "couch": (e.couch,),
+        "nozzle": (e.nozzle,),
+        "gating": (e.gating_source,),
+        "accelerator": (e.request_id,),
+        "safety_chain": (e.port_deg, e.energy_mev_u, e.chain or None),
+    }
+    return any(value is not None for value in wanted[name])
 
 
 def _outside(value: float, wanted: float, tolerance: float) -> bool:
@@ -172,7 +191,7 @@ def _chain(status: ChainStatus, expected: Expected) -> list[Violation]:
     if expected.port_deg is not None and not angle_difference(status.port_sensor_deg, expected.port_deg) <= 0.5:
         found.append(Violation("PORT_SENSOR", status.port_sensor_deg, expected.port_deg, ""))
     # the energy and ion sensors read 0 / none between spills: then there is no beam to judge
-    if expected.energy_mev_u is not None and status.energy_sensor_mev_u > 0:
+    if expected.energy_mev_u is not None and status.energy_sensor_mev_u != 0:
         off = abs(status.energy_sensor_mev_u - expected.energy_mev_u)
         if not off <= expected.energy_tolerance_mev_u:
             found.append(Violation("ENERGY_SENSOR", off, expected.energy_tolerance_mev_u, ""))

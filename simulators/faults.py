@@ -1,20 +1,20 @@
 """Fault scenarios: what goes wrong in the room, when, for how long. One TOML file, one table a fault:
 
-    [[fault]]
-    target = "plant.silent_1"     # a parameter or a state of the plant (simulators/plant/state.py says which)
-    value = 1                     # or `scale = 3.0`, or `add = 2.0`
-    at_s = 12.5                   # from the first visit of the treatment; or `after_visits = 300`: completed visits
-    for_s = 0.2                   # optional: then the old value comes back
+[[fault]]
+target = "plant.silent_1"     # a parameter or a state of the plant (simulators/plant/state.py says which)
+value = 1                     # or `scale = 3.0`, or `add = 2.0`
+at_s = 12.5                   # from the first visit of the treatment; or `after_visits = 300`: completed visits
+for_s = 0.2                   # optional: then the old value comes back
 
-    [[fault]]
-    target = "wire.gantry"        # a device of the site
-    kind = "cut"                  # cut, drop, delay (with delay_s), corrupt, duplicate
-    after_visits = 10
+[[fault]]
+target = "wire.gantry"        # a device of the site
+kind = "cut"                  # cut, drop, delay (with delay_s), corrupt, duplicate
+after_visits = 10
 
-    [[fault]]
-    target = "gantry.creep_deg_per_s"   # an attribute of a slow device: gantry, couch, nozzle, gating
-    value = 0.5
-    at_s = 3.0
+[[fault]]
+target = "gantry.creep_deg_per_s"   # an attribute of a slow device: gantry, couch, nozzle, gating
+value = 0.5
+at_s = 3.0
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ without sleeping: late data, as from a real device whose network was held up.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from drivers.compiled import compiled
 from drivers.wires.frames import BUFFER_BYTES, FRAME_NS, seal
 from drivers.wires.libc import MSG_DONTWAIT, monotonic_ns, recv, send, sleep_until
 from simulators.plant.chain import receive_permit
@@ -22,7 +22,7 @@ STOP, FRAMES, SENT, SEND_ERRORS, LATE_MAX_NS, LATE_FRAMES = range(6)
 STATUS_WORDS = 6
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def take_permits(plant, permit, permit_fd):
     """All waiting datagrams (but no flood) reach the watchdog at the start of the frame."""
     for _ in range(PERMITS_PER_FRAME):
@@ -32,7 +32,7 @@ def take_permits(plant, permit, permit_fd):
         receive_permit(plant, permit, length, plant.state.t_ns)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def send_frame(buffer, stream, fds, enabled, status):
     """Seal a frame and send it to each enabled destination of its stream."""
     length = seal(buffer, stream)
@@ -45,7 +45,7 @@ def send_frame(buffer, stream, fds, enabled, status):
                 status[SEND_ERRORS] += 1  # nobody listens there, or the buffer is full: as on a real network
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def run_room(plant, frame_1, frame_2, frame_3, permit, permit_fd, fds, enabled, status):
     """Run the plant in step with CLOCK_MONOTONIC until status[STOP] is set.
 

@@ -27,6 +27,7 @@ from simulators.devices.plant_electrometer import Destination, PlantElectrometer
 from simulators.devices.plant_safety_chain import PlantSafetyChain
 from simulators.devices.plant_scan_controller import PlantScanController
 from simulators.devices.register_device import DeviceIdentity
+from simulators.devices.served_wire import ServedWire
 from simulators.devices.servers import serve_ascii, serve_modbus_rtu, serve_modbus_tcp
 from simulators.faults import Fault, changed
 from simulators.plant.build import build_plant
@@ -47,6 +48,9 @@ class Room:
         self.streams_changed: StreamsChanged = streams_changed or (lambda _number, _slot, _destination: None)
         self._truths: list[NDArray[Any]] = []
         self._begun_ns: int | None = None
+        self._results_begun = 0
+        self.wires: list[ServedWire] = []
+        """The wires that are served, with what has happened on them."""
         machines = site.treatment_machines.values()
         self.gantry = SimulatedGantry(
             self.now_ns,
@@ -98,6 +102,7 @@ class Room:
             self.plant.truth[:] = np.zeros(1, TRUTH)
         if self._begun_ns is None:
             self._begun_ns = self.now_ns()
+            self._results_begun = int(self.plant.state["results"])  # a retained ring starts where it was
 
     def truths(self) -> list[NDArray[Any]]:
         """True particles (2^-20 ion) and position sums per visit id, an array a field begun; the last one lives."""
@@ -138,7 +143,7 @@ class Room:
                     server = serve_modbus_rtu(self.bank(name), a.path, a.baud, a.unit, faults=self.wire_faults)
                 else:
                     server = serve_ascii(self.couch, a.path, a.baud, faults=self.wire_faults)
-                await stack.enter_async_context(server)
+                self.wires.append(await stack.enter_async_context(server))
             yield
 
     async def play(self, faults: tuple[Fault, ...]) -> None:
@@ -154,7 +159,7 @@ class Room:
         if fault.after_visits is not None:
             while done < fault.after_visits:
                 await asyncio.sleep(FAULT_POLL_S)
-                done = int(self.plant.state["results"])
+                done = int(self.plant.state["results"]) - self._results_begun
         else:
             wait_s = (fault.at_s or 0.0) - (self.now_ns() - self._begun_ns) * 1e-9
             await asyncio.sleep(max(0.0, wait_s))

@@ -13,8 +13,8 @@ from __future__ import annotations
 from math import sqrt
 
 import numpy as np
-from numba import njit
 
+from drivers.compiled import compiled, compiled_inline
 from drivers.wires.frames import (
     FLAG_BEAM,
     FLAG_REQUEST,
@@ -57,12 +57,17 @@ ACTION_PERMIT = 1
 ACTION_DROP = 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def start_field(m):
     """Forget the sums of the field before."""
     s = m.state
-    s.field_start_1 = s.counts_1
-    s.field_start_2 = s.counts_2
+    if m.running.ended == 1:
+        # its limits are gone: handed over without the counts of electrometer 2, not judged
+        m.measured[s.measured % m.measured.shape[0]].quality |= QUALITY_FRAMES_LOST
+        s.measured += 1
+        m.running.ended = 0
+    s.field_start_1 = s.counts_1 if s.frames_seen_1 == 1 else -1
+    s.field_start_2 = s.counts_2 if s.frames_seen_2 == 1 else -1
     s.particles_1 = 0.0
     s.particles_2 = 0.0
     s.visits = 0
@@ -71,7 +76,7 @@ def start_field(m):
     s.clear_seen = m.control.clear
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def clear_latch(m):
     """Asyncio has reset the trip; what is still wrong latches again with the next frame."""
     s = m.state
@@ -80,13 +85,14 @@ def clear_latch(m):
     s.trip_limit = 0.0
     s.over_rate = 0
     s.off_window = 0
+    s.visit_apart = 0
     s.beam_seen_ns = -1
     for stream in range(1, 4):
         m.streams[stream].window_lost = 0
     s.reset_seen = m.control.reset
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def accept(m, stream, nonce, sequence, t_ns, now_ns):
     """Sequence, clock and loss accounting of one intact frame; False for one that must not be integrated (again)."""
     r = m.streams[stream]
@@ -125,7 +131,7 @@ def accept(m, stream, nonce, sequence, t_ns, now_ns):
     return True
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def plane_sums(strips, pedestals, first, expected_mm, sigma_mm, pitch_mm):
     """Charge, first and second moment of one plane inside the window around the expected place; strip index - 64."""
     centre = expected_mm / pitch_mm + STRIPS // 2
@@ -144,13 +150,13 @@ def plane_sums(strips, pedestals, first, expected_mm, sigma_mm, pitch_mm):
     return s0, s1, s2
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def centroid_mm(s0, s1, pitch_mm):
     """Centre of charge; strip i covers (i - 64) to (i - 63) pitches."""
     return (float(s1) / float(s0) + 0.5) * pitch_mm
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def width_mm(s0, s1, s2, pitch_mm):
     """Standard deviation, less the strips' own width (pitch^2 / 12); NaN if not positive."""
     mean = float(s1) / float(s0)
@@ -158,7 +164,7 @@ def width_mm(s0, s1, s2, pitch_mm):
     return sqrt(variance) * pitch_mm if variance > 0.0 else np.nan
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
     """Close the running visit at a change that the frame of electrometer 1 shows."""
     s = m.state
@@ -169,6 +175,8 @@ def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
     row.visit = v.visit
     row.t_start_ns = v.t_start_ns
     row.t_end_ns = t_ns
+    row.start_1 = v.counts_1
+    row.start_2 = v.counts_2
     row.counts_1 = counts
     rate_1 = float(s.delta_0 + s.delta_1 + s.delta_2) / (3.0 * FRAME_NS)
     rate_2 = float(s.delta2_0 + s.delta2_1 + s.delta2_2) / (3.0 * FRAME_NS)
@@ -177,7 +185,9 @@ def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
     span_ns = float(t_ns - v.t_start_ns)
     pedestal_1 = float(s.quiet_counts_1) / float(s.quiet_ns_1) if s.quiet_ns_1 > 0 else 0.0
     row.late_1 = late_1 - v.late_1
-    row.delta_1 = float(counts - v.counts_1) - pedestal_1 * span_ns + row.late_1
+    row.pedestal_1 = pedestal_1 * span_ns
+    row.pedestal_2 = 0.0
+    row.delta_1 = float(counts - v.counts_1) - row.pedestal_1 + row.late_1
     row.late_2 = late_2 - v.late_2
     row.counts_2 = -1
     row.delta_2 = np.nan
@@ -186,7 +196,10 @@ def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
         row.quality |= QUALITY_SATURATED
     if v.lost > 0:
         row.quality |= QUALITY_FRAMES_LOST
-    minimum = limits.minimum_counts * float(m.limits.strip_units_per_count)
+    row.strip_counts = v.strip_counts
+    row.strips_x = v.s0_x
+    row.strips_y = v.s0_y
+    minimum = max(1.0, limits.minimum_counts * float(m.limits.strip_units_per_count))
     row.x_mm = np.nan
     row.y_mm = np.nan
     row.sigma_x_mm = np.nan
@@ -198,13 +211,14 @@ def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
         row.sigma_y_mm = width_mm(v.s0_y, v.s1_y, v.s2_y, limits.pitch_y_mm) / limits.strip_scale_y
     else:
         row.quality |= QUALITY_NO_POSITION
-    s.particles_1 += row.delta_1 / plan.per_particle_1
+    if plan.per_particle_1 > 0.0:  # else never planned: VISIT_SEQUENCE
+        s.particles_1 += row.delta_1 / plan.per_particle_1
     v.late_1 = late_1
     v.late_2 = late_2
     v.ended = 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def publish_visit(m, counts_2, now_ns):
     """Electrometer 2 has shown the change too (or never will: counts_2 < 0): judge the row and hand it over."""
     s = m.state
@@ -214,8 +228,10 @@ def publish_visit(m, counts_2, now_ns):
     if counts_2 >= 0 and v.counts_2 >= 0:
         pedestal_2 = float(s.quiet_counts_2) / float(s.quiet_ns_2) if s.quiet_ns_2 > 0 else 0.0
         row.counts_2 = counts_2
-        row.delta_2 = float(counts_2 - v.counts_2) - pedestal_2 * float(row.t_end_ns - row.t_start_ns) + row.late_2
-        s.particles_2 += row.delta_2 / plan.per_particle_2
+        row.pedestal_2 = pedestal_2 * float(row.t_end_ns - row.t_start_ns)
+        row.delta_2 = float(counts_2 - v.counts_2) - row.pedestal_2 + row.late_2
+        if plan.per_particle_2 > 0.0:
+            s.particles_2 += row.delta_2 / plan.per_particle_2
     else:
         row.quality |= QUALITY_FRAMES_LOST
     judge_visit(m, row, row.t_end_ns, now_ns)
@@ -225,7 +241,7 @@ def publish_visit(m, counts_2, now_ns):
     s.measured += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def begin_visit(m, visit, t_ns, counts):
     """The trigger shows a new visit (0: none)."""
     v = m.running
@@ -235,18 +251,19 @@ def begin_visit(m, visit, t_ns, counts):
     v.s0_x = v.s1_x = v.s2_x = 0
     v.s0_y = v.s1_y = v.s2_y = 0
     v.strip_frames = 0
+    v.strip_counts = 0
     v.lost = 0
     v.saturated = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def learn_pedestals(m, words):
     """Strip pedestals from a frame without beam: running mean over about 64 frames."""
     for i in range(2 * STRIPS):
         m.pedestals[i] += ((np.int64(words[PAYLOAD + i]) << 8) - m.pedestals[i]) >> 6
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def integrate_1(m, buffer, now_ns):
     """A frame of electrometer 1."""
     s = m.state
@@ -288,9 +305,7 @@ def integrate_1(m, buffer, now_ns):
         begin_visit(m, visit, buffer.i64[7], buffer.i64[6])
     elif v.visit > 0 and beam and t_ns - FRAME_NS >= v.t_start_ns + limits.blind_ns:
         plan = m.plan[v.visit]
-        s0, s1, s2 = plane_sums(
-            buffer.i32, m.pedestals, 0, plan.x_strip_mm, plan.sigma_x_strip_mm, limits.pitch_x_mm
-        )
+        s0, s1, s2 = plane_sums(buffer.i32, m.pedestals, 0, plan.x_strip_mm, plan.sigma_x_strip_mm, limits.pitch_x_mm)
         v.s0_x += s0
         v.s1_x += s1
         v.s2_x += s2
@@ -307,6 +322,7 @@ def integrate_1(m, buffer, now_ns):
         s.row_s1_y += s1
         s.row_s2_y += s2
         v.strip_frames += 1
+        v.strip_counts += delta
     if s.flags_1 & FLAG_SATURATED != 0:
         v.saturated = 1
     s.row_flags |= s.flags_1
@@ -314,7 +330,7 @@ def integrate_1(m, buffer, now_ns):
     judge_frame_1(m, delta, t_ns, now_ns)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def integrate_2(m, buffer, now_ns):
     """A frame of electrometer 2."""
     s = m.state
@@ -331,7 +347,12 @@ def integrate_2(m, buffer, now_ns):
     s.delta2_0 = s.delta2_1
     s.delta2_1 = s.delta2_2
     s.delta2_2 = delta
-    if s.flags_2 & FLAG_BEAM == 0 and s.flags_3 & FLAG_REQUEST == 0 and t_ns - s.request_off_ns > QUIET_NS and not first:
+    if (
+        s.flags_2 & FLAG_BEAM == 0
+        and s.flags_3 & FLAG_REQUEST == 0
+        and t_ns - s.request_off_ns > QUIET_NS
+        and not first
+    ):
         s.quiet_ns_2 += FRAME_NS
         s.quiet_counts_2 += delta
     if buffer.i64[7] == v.t_start_ns and np.int64(buffer.u32[8]) == v.visit:
@@ -344,10 +365,10 @@ def integrate_2(m, buffer, now_ns):
         v.saturated = 1
     s.row_flags |= s.flags_2
     s.row_frames_2 += 1
-    judge_frame_2(m, t_ns, now_ns)
+    judge_frame_2(m, delta, t_ns, now_ns)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def integrate_3(m, buffer, now_ns):
     """A frame of the scan controller; closes a row of the log."""
     s = m.state
@@ -361,7 +382,7 @@ def integrate_3(m, buffer, now_ns):
     if s.flags_3 & FLAG_REQUEST != 0:
         s.beam_seen_ns = -1
     s.row_flags |= s.flags_3
-    judge_frame_3(m, t_ns, now_ns)
+    judge_frame_3(m, np.int64(buffer.u32[8]), t_ns, now_ns)
     if m.control.log_on == 1:
         write_row(m, t_ns)
     s.row_flags = 0
@@ -372,12 +393,12 @@ def integrate_3(m, buffer, now_ns):
     s.row_s0_y = s.row_s1_y = s.row_s2_y = 0
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def _um(value_mm):
     return np.int32(NO_VALUE) if value_mm != value_mm else np.int32(round(value_mm * 1000.0))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def write_row(m, t_ns):
     """One 200-us row of the log."""
     s = m.state
@@ -416,7 +437,7 @@ def write_row(m, t_ns):
     s.rows += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def obey_control(m):
     """What asyncio asked for since the last turn."""
     if m.control.clear != m.state.clear_seen:
@@ -425,7 +446,7 @@ def obey_control(m):
         clear_latch(m)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decide(m, fresh, now_ns):
     """What to send now: a permit for a fresh frame of electrometer 1 while nothing is wrong, a drop once tripped."""
     s = m.state
@@ -436,7 +457,7 @@ def decide(m, fresh, now_ns):
     return ACTION_NONE
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def handle_frame(m, buffer, length, now_ns, checked):
     """One datagram: verify (unless `checked`: it never left this process), integrate, judge, decide.
 
@@ -467,7 +488,7 @@ def handle_frame(m, buffer, length, now_ns, checked):
     return decide(m, fresh, now_ns)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def handle_silence(m, now_ns):
     """No datagram for a while: leases, silence and commands are judged all the same."""
     obey_control(m)

@@ -7,10 +7,10 @@ through an eventfd, and only for what a coroutine must see: spots come a thousan
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from controller.dose.integrator import ACTION_DROP, ACTION_NONE, handle_frame, handle_silence
 from controller.dose.sender import make_datagram
+from drivers.compiled import compiled
 from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL, FLAG_TRIPPED
 from drivers.wires.frames import BUFFER_BYTES
 from drivers.wires.libc import MSG_DONTWAIT, monotonic_ns, recv, send, write
@@ -25,7 +25,7 @@ DROP_COPIES = 3
 DROP_TRIES = 8
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def emit(m, permit, action, fd_out, now_ns):
     """Make the datagram that was decided on and send it; what the kernel does not take is counted."""
     make_datagram(m, permit, action, now_ns)
@@ -41,7 +41,7 @@ def emit(m, permit, action, fd_out, now_ns):
             m.state.send_errors += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def news(m):
     """A number that changes when asyncio must look: flags, trips, streams seen, blocks of measured visits."""
     s = m.state
@@ -49,7 +49,7 @@ def news(m):
     return (s.flags_3 & NEWS_FLAGS) + ((seen + 4 * (s.trips + s.measured // NEWS_VISITS)) << 16)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def reactor(m, buffer, permit, fd_in, fd_out, event_fd):
     """Serve one thread until control.stop is set.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from controller.dose.integrator import ACTION_DROP
+from drivers.compiled import compiled
 from drivers.wires.permits import KIND_DROP, KIND_PERMIT, SOURCE_CONTROLLER, write_permit
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def make_datagram(m, buffer, action, now_ns):
     """Write the permit or the drop that `action` asks for into the buffer, and book it."""
     s = m.state

@@ -30,21 +30,43 @@ import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from drivers.compiled import compiled, compiled_inline
+from drivers.flags import (
+    FLAG_ARMED as FLAG_ARMED,
+)
 from drivers.flags import (
     FLAG_BEAM as FLAG_BEAM,
-    FLAG_REQUEST as FLAG_REQUEST,
-    FLAG_SPILL as FLAG_SPILL,
-    FLAG_HOLD as FLAG_HOLD,
-    FLAG_ARMED as FLAG_ARMED,
+)
+from drivers.flags import (
     FLAG_CHAIN as FLAG_CHAIN,
-    FLAG_HV_OK as FLAG_HV_OK,
-    FLAG_SATURATED as FLAG_SATURATED,
-    FLAG_LAYER_DONE as FLAG_LAYER_DONE,
-    FLAG_TRIPPED as FLAG_TRIPPED,
+)
+from drivers.flags import (
     FLAG_GATE_OPEN as FLAG_GATE_OPEN,
+)
+from drivers.flags import (
+    FLAG_HOLD as FLAG_HOLD,
+)
+from drivers.flags import (
+    FLAG_HV_OK as FLAG_HV_OK,
+)
+from drivers.flags import (
+    FLAG_LAYER_DONE as FLAG_LAYER_DONE,
+)
+from drivers.flags import (
     FLAG_MOVING as FLAG_MOVING,
+)
+from drivers.flags import (
+    FLAG_REQUEST as FLAG_REQUEST,
+)
+from drivers.flags import (
+    FLAG_SATURATED as FLAG_SATURATED,
+)
+from drivers.flags import (
+    FLAG_SPILL as FLAG_SPILL,
+)
+from drivers.flags import (
+    FLAG_TRIPPED as FLAG_TRIPPED,
 )
 
 MAGIC = 0x31575053
@@ -125,7 +147,7 @@ def _crc_tables() -> np.ndarray[Any, Any]:
 CRC_TABLES = _crc_tables()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def crc32_words(words, count):
     """CRC-32 of the first `count` (even) 32-bit little-endian words: eight bytes a step (Kounavis and Berry, 2005)."""
     crc = np.uint32(0xFFFFFFFF)
@@ -145,7 +167,7 @@ def crc32_words(words, count):
     return crc ^ np.uint32(0xFFFFFFFF)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def frame_bytes(stream):
     """Length of a datagram of this stream; 0 for an unknown stream."""
     if stream == 1:
@@ -157,7 +179,7 @@ def frame_bytes(stream):
     return 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def write_header(buffer, stream, nonce, sequence, t_ns, visit, flags, counts, counts_at_change, t_change_ns):
     """Fill in the header; the payload is the caller's, the CRC `seal`'s."""
     buffer.u32[0] = MAGIC
@@ -174,7 +196,7 @@ def write_header(buffer, stream, nonce, sequence, t_ns, visit, flags, counts, co
     buffer.i64[7] = t_change_ns
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def seal(buffer, stream):
     """Write the CRC; returns the length of the datagram."""
     length = frame_bytes(stream)
@@ -189,7 +211,7 @@ FRAME_FOREIGN = 2
 FRAME_CORRUPT = 3
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def inspect(buffer, length):
     """Is this datagram a whole, intact frame? FRAME_OK, _SHORT (torn), _FOREIGN (not ours), _CORRUPT (CRC)."""
     if length < HEADER_BYTES + 4:

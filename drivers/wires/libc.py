@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 recv: Any = types.ExternalFunction("recv", types.intp(types.intc, types.uintp, types.uintp, types.intc))
 """ssize_t recv(int fd, void *buffer, size_t length, int flags)"""
@@ -30,14 +30,14 @@ TIMER_ABSTIME = 1
 MSG_DONTWAIT = 0x40
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def monotonic_ns(timespec):
     """CLOCK_MONOTONIC in ns; `timespec` is scratch memory, two i64."""
     clock_gettime(np.int32(CLOCK_MONOTONIC), timespec.ctypes.data)
     return timespec[0] * 1_000_000_000 + timespec[1]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sleep_until(t_ns, timespec):
     """Sleep until CLOCK_MONOTONIC shows t_ns, or a signal comes; the caller looks at the clock again."""
     timespec[0] = t_ns // 1_000_000_000

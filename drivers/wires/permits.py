@@ -27,7 +27,8 @@ import struct
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from drivers.compiled import compiled, compiled_inline
 
 PERMIT_MAGIC = 0x50575053
 PERMIT_VERSION = 1
@@ -40,12 +41,12 @@ SOURCE_GUARD = 2
 _LAYOUT = struct.Struct("<IBBBBQQQqIIQ")
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def _rotl(x, b):
     return (x << np.uint64(b)) | (x >> np.uint64(64 - b))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def siphash24(words, count, key):
     """SipHash-2-4 of `count` 64-bit words under key (two u64)."""
     v0 = key[0] ^ np.uint64(0x736F6D6570736575)
@@ -84,7 +85,7 @@ def siphash24(words, count, key):
     return v0 ^ v1 ^ v2 ^ v3
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def write_permit(buffer, kind, source, nonce, token, sequence, t_ns, age_us, reason, key):
     """Fill the first 64 bytes of a buffer (see `drivers.wires.frames.FrameBuffer`)."""
     buffer.u32[0] = PERMIT_MAGIC
@@ -102,7 +103,7 @@ def write_permit(buffer, kind, source, nonce, token, sequence, t_ns, age_us, rea
     buffer.u64[7] = siphash24(buffer.u64, 7, key)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def permit_is_authentic(buffer, length, key):
     """True for a whole permit or drop with the right MAC; nonce, token and sequence are the chain's to judge."""
     if length != PERMIT_BYTES or buffer.u32[0] != np.uint32(PERMIT_MAGIC) or buffer.u8[4] != PERMIT_VERSION:

@@ -25,6 +25,7 @@ class PlantAccelerator:
         self._plant = plant
         self._site = site
         self._now_ns = now_ns
+        self._device: RegisterDevice | None = None
 
     def request(self, values: dict[str, Any]) -> int:
         """Handler of the request block: judge, then hand over."""
@@ -48,10 +49,9 @@ class PlantAccelerator:
         ports = self._site.gantry.ports_deg
         if ports and all(abs(port - p) > self._site.gantry.tolerance_deg for p in ports):
             return BAD_PORT
-        write_request(
-            self._plant, self._site, ion=ion, energy_mev_u=energy, level=level, port_deg=port, optics=optics
-        )
-        state["acc_new_request"] = int(values["request_counter"])
+        write_request(self._plant, self._site, ion=ion, energy_mev_u=energy, level=level, port_deg=port, optics=optics)
+        assert self._device is not None
+        state["acc_new_request"] = int(self._device.get("request_counter"))
         return ACCEPTED
 
     def command(self, values: dict[str, Any]) -> int:
@@ -74,7 +74,7 @@ class PlantAccelerator:
         state = self._plant.state
         tune = self._plant.tune
         offset = self._plant.parameters["energy_offset_mev_u"]
-        return RegisterDevice(
+        self._device = RegisterDevice(
             register_map,
             identity=identity,
             now_ns=self._now_ns,
@@ -92,3 +92,4 @@ class PlantAccelerator:
             },
             requests={"request": self.request, "command": self.command},
         )
+        return self._device

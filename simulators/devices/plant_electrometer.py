@@ -103,7 +103,7 @@ class PlantElectrometer:
         if self._number == 2:
             for bank, head in enumerate(self._device.rows("heads", first, count), first):
                 self._plant.backup_first[bank] = head["first_visit"]
-                self._plant.state["backup_rate"] = round(float(head["rate_limit_per_s"]) * FRAME_NS * 1e-9)
+                self._plant.backup_rate[bank] = round(float(head["rate_limit_per_s"]) * FRAME_NS * 1e-9)
 
     def latches(self, first: int, count: int) -> NDArray[np.void]:
         """Rows of the latch ring by their wire numbers."""

@@ -157,6 +157,7 @@ class PlantScanController:
                 "armed_token": lambda: int(state["eng_token"]) if state["eng_state"] in (ENG_ARMED, ENG_RUNNING) else 0,
                 "crc32_0": lambda: self.crc32(0),
                 "crc32_1": lambda: self.crc32(1),
+                "streaming": self._destinations.any,
             },
             setters={"acknowledged": self.acknowledge, **self._destinations.setters()},
             requests={"command": self.command},

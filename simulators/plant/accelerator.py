@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from drivers.compiled import compiled, compiled_inline
 from simulators.plant.noise import unit_noise
 from simulators.plant.state import (
     ACC_CHANGING,
@@ -14,7 +13,7 @@ from simulators.plant.state import (
 )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def start_spill(plant, t_ns):
     """A new flat-top (or continuous beam) with the requested settings begins."""
     p = plant.parameters
@@ -29,7 +28,7 @@ def start_spill(plant, t_ns):
     s.spill_left = int(float(p.spill_units) * spread)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def obey_request(plant, t_ns):
     """A request was written: start the change that it needs."""
     p = plant.parameters
@@ -67,7 +66,7 @@ def obey_request(plant, t_ns):
     s.acc_state = ACC_CHANGING
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_accelerator(plant, t_ns):
     """State of the accelerator at the start of the frame at t_ns."""
     p = plant.parameters
@@ -100,7 +99,7 @@ def advance_accelerator(plant, t_ns):
     s.spill_on = 1 if s.acc_state == ACC_READY and p.spill_cut == 0 else 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def frame_rate(plant, t_ns):
     """Ion units per ns that this frame's beam would have, ripple and rise included."""
     p = plant.parameters
@@ -116,7 +115,7 @@ def frame_rate(plant, t_ns):
     return max(0, int(rate))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def advance_chopper(plant, t_ns, step_ns):
     """Move the chopper through one step; returns the ns of the step with beam let through."""
     p = plant.parameters

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from drivers.compiled import compiled, compiled_inline
 from drivers.wires.permits import KIND_DROP, KIND_PERMIT, SOURCE_CONTROLLER, SOURCE_GUARD, permit_is_authentic
 from simulators.plant.state import (
     CAUSE_ALLOCATION,
@@ -21,7 +21,7 @@ from simulators.plant.state import (
 )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def open_chain(plant, cause, t_ns):
     """Open, remember why first, disarm."""
     s = plant.state
@@ -32,7 +32,7 @@ def open_chain(plant, cause, t_ns):
     s.armed = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def receive_permit(plant, buffer, length, t_ns):
     """One datagram arrived at the watchdog."""
     p = plant.parameters
@@ -63,12 +63,12 @@ def receive_permit(plant, buffer, length, t_ns):
         s.permit_2_ns = t_ns
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def _fresh(last_ns, t_ns, time_out_ns):
     return last_ns >= 0 and t_ns - last_ns <= time_out_ns
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_chain(plant, t_ns):
     """Judge the chain at the start of a frame."""
     p = plant.parameters

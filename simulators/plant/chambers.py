@@ -6,29 +6,28 @@ follows beam-off. Recombination and saturation act on what is collected.
 
 from __future__ import annotations
 
-from numba import njit
-
+from drivers.compiled import compiled, compiled_inline
 from simulators.plant.state import COUNT_UNIT, ION_UNIT, STEP_NS
 
 FLUSH = 4096
 """Ion units below which the rest of a tail is collected at once (0.4 % of one ion)."""
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def _drain(drift, share):
     if drift < FLUSH:
         return drift
     return (drift * share) >> 16
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def gain_units(counts_per_ion, ks_s, rate_units_ns, factor):
     """Count units per ion at this rate: 1 / ks of what is freed is collected."""
     rate_per_s = float(rate_units_ns) * (1e9 / ION_UNIT)
     return int(counts_per_ion * factor / (1.0 + ks_s * rate_per_s) * COUNT_UNIT)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_chambers(plant, units, gain_1, gain_2):
     """One step: `units` of ions passed both chambers."""
     p = plant.parameters
@@ -49,7 +48,7 @@ def advance_chambers(plant, units, gain_1, gain_2):
     s.counts_2 += p.pedestal_2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def idle_chambers(plant, steps):
     """`steps` steps without beam or tail: pedestals only."""
     p = plant.parameters

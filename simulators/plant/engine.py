@@ -7,8 +7,7 @@ beam is requested and for a tail after; a visit ends when that count reaches the
 
 from __future__ import annotations
 
-from numba import njit
-
+from drivers.compiled import compiled
 from simulators.plant.state import (
     CMD_ABORT,
     CMD_ARM,
@@ -37,7 +36,7 @@ RESULT_SPLIT = 2
 STEP_US = STEP_NS // 1000
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def begin_visit(plant, row, t_ns):
     """Point the magnets at a row's spot and raise the trigger."""
     s = plant.state
@@ -58,7 +57,7 @@ def begin_visit(plant, row, t_ns):
         s.eng_sub = SUB_MOVE
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def end_visit(plant, t_ns, counted, counts_1, counts_2, stopped):
     """Latch the visit in the three rings."""
     s = plant.state
@@ -82,7 +81,7 @@ def end_visit(plant, t_ns, counted, counts_1, counts_2, stopped):
     s.change_counts_2 = s.retained_2 + (counts_2 >> 24)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def stop_layer(plant, state, t_ns):
     """End the running visit where it stands (abort, trip); the layer is over."""
     s = plant.state
@@ -96,7 +95,7 @@ def stop_layer(plant, state, t_ns):
     s.eng_state = state
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _finish(plant, t_ns, counted, counts_1, counts_2):
     """The running visit is complete: latch it, go on to the next one or end the layer."""
     s = plant.state
@@ -111,7 +110,7 @@ def _finish(plant, t_ns, counted, counts_1, counts_2):
         s.eng_state = ENG_DONE
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def obey_engine_command(plant, t_ns):
     """Obey what was written to the command register, or refuse it."""
     s = plant.state
@@ -151,7 +150,7 @@ def obey_engine_command(plant, t_ns):
     s.eng_commands_done = s.eng_commands
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def drive_request(plant, t_ns):
     """Raise or drop the beam request at the start of a step."""
     p = plant.parameters
@@ -172,7 +171,7 @@ def drive_request(plant, t_ns):
     s.request = wanted
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
     """After a step that began at t_ns with the engine's count at `before`: did the visit end in it?
 
@@ -180,7 +179,7 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
     """
     p = plant.parameters
     s = plant.state
-    if s.eng_state != ENG_RUNNING or s.eng_changed == 1:
+    if s.eng_state != ENG_RUNNING:
         return STEP_US
     if s.request == 1:
         s.eng_visit_beam_ns += STEP_NS
@@ -188,6 +187,8 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
             s.eng_trip = TRIP_SPOT_TIME
             stop_layer(plant, ENG_TRIPPED, t_ns + STEP_NS)
             return STEP_US
+    if s.eng_changed == 1:
+        return STEP_US  # one change a frame
     bank = s.eng_bank
     flags = plant.flags[bank, s.eng_row]
     last = s.eng_row + 1 >= s.eng_rows
@@ -223,5 +224,9 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
     counted = before + span * part // STEP_US
     counts_1 = counts_1_before + (s.counts_1 - counts_1_before) * part // STEP_US
     counts_2 = counts_2_before + (s.counts_2 - counts_2_before) * part // STEP_US
+    # the rest of the step's beam time is the next visit's
+    rest_ns = STEP_NS - part * 1000 if s.request == 1 else 0
+    s.eng_visit_beam_ns -= rest_ns
     _finish(plant, t_ns + part * 1000, counted, counts_1, counts_2)
+    s.eng_visit_beam_ns = rest_ns
     return part

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from math import sqrt
 
-from numba import njit
-
+from drivers.compiled import compiled, compiled_inline
 from simulators.plant.noise import unit_noise
 
 MEMORY_MA = 20_000.0
 """A swing of this many mA turns the field's memory over."""
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def _clip(value, limit):
     return min(max(value, -limit), limit)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_magnets(plant, t_ns):
     """One step of 10 us; notes when both read-backs are inside the engine's window."""
     p = plant.parameters
@@ -39,7 +38,7 @@ def advance_magnets(plant, t_ns):
         s.arrived_ns = t_ns
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def magnets_at_rest(plant):
     """True when nothing moves any more."""
     s = plant.state
@@ -52,7 +51,7 @@ def magnets_at_rest(plant):
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def wander(plant, frame):
     """Slow position noise: first-order, correlation over 20 frames; once a frame."""
     p = plant.parameters
@@ -61,7 +60,7 @@ def wander(plant, frame):
     s.wander_y_mm = 0.95 * s.wander_y_mm + 0.3122 * p.position_noise_mm * unit_noise(plant, frame, 22)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def field_x_tm(plant):
     """True integral field of the x magnet, T m."""
     p = plant.parameters
@@ -69,7 +68,7 @@ def field_x_tm(plant):
     return plant.tune[0].field_x_tm_ma * p.gain_x * (s.field_x_ma + p.hysteresis_ma * s.memory_x)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def field_y_tm(plant):
     """True integral field of the y magnet, T m."""
     p = plant.parameters
@@ -77,7 +76,7 @@ def field_y_tm(plant):
     return plant.tune[0].field_y_tm_ma * p.gain_y * (s.field_y_ma + p.hysteresis_ma * s.memory_y)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def beam_position(plant):
     """Where the beam is at isocentre now: sin(theta) = integral B dl / (B rho), x = SAD tan(theta)."""
     p = plant.parameters

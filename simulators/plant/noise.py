@@ -5,13 +5,14 @@ from __future__ import annotations
 from math import erf, sqrt
 
 import numpy as np
-from numba import njit
+
+from drivers.compiled import compiled_inline
 
 GAUSS_SIZE = 1 << 16
 RIPPLE_FRAMES = 200
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def splitmix64(x):
     """One round of SplitMix64 (Steele, Lea, Flood 2014)."""
     z = x + np.uint64(0x9E3779B97F4A7C15)
@@ -20,13 +21,13 @@ def splitmix64(x):
     return z ^ (z >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def hash_of(seed, index, channel):
     """64 random bits of (seed, index, channel)."""
     return splitmix64(splitmix64(seed ^ np.uint64(channel)) + np.uint64(index))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled_inline
 def unit_noise(plant, index, channel):
     """A normal deviate (mean 0, sd 1) of (seed, index, channel)."""
     bits = hash_of(plant.parameters.seed, index, channel)

@@ -240,7 +240,6 @@ STATE_FIELDS: Fields = (
     ("backup_counts", "i8", "counts at the visit's start"),
     ("backup_trip", "i8", "1: limit reached, latched"),
     ("backup_visit", "i8", "visit that tripped"),
-    ("backup_rate", "i8", "counts per frame that trip, 0: off"),
     # self tests
     ("self_test_1", "i8", "0 not since power-up, 1 running, 2 passed, 3 failed"),
     ("self_test_2", "i8", ""),
@@ -323,6 +322,7 @@ MEMORY = np.dtype(
         ("early_off", "<i8", (2,)),
         ("gated", "<i8", (2,)),
         ("backup_first", "<i8", (2,)),
+        ("backup_rate", "<i8", (2,)),  # counts per frame that trip, 0: off
         ("x_set_ma", "<i4", (2, CAPACITY)),
         ("y_set_ma", "<i4", (2, CAPACITY)),
         ("preset", "<u4", (2, CAPACITY)),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from drivers.compiled import compiled
 from simulators.plant.accelerator import advance_accelerator, advance_chopper, frame_rate
 from simulators.plant.chain import advance_chain, open_chain
 from simulators.plant.chambers import advance_chambers, gain_units, idle_chambers
@@ -23,7 +22,7 @@ from simulators.plant.streams import make_frame_1, make_frame_2, make_frame_3
 SELF_TEST_NS = 20_000_000
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def obey_commands(plant, t_ns):
     """Mailboxes of all devices, read at the start of a frame."""
     s = plant.state
@@ -46,7 +45,7 @@ def obey_commands(plant, t_ns):
         s.self_test_2 = 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def watch_backup(plant):
     """Electrometer 2's own limits, once a step."""
     s = plant.state
@@ -59,7 +58,7 @@ def watch_backup(plant):
                 s.backup_visit = s.eng_visit
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def busy_frame(plant, t_ns):
     """Ten steps of 10 us."""
     p = plant.parameters
@@ -106,7 +105,7 @@ def busy_frame(plant, t_ns):
             segment[2] += float(units) * s.y_mm
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def advance_frame(plant, frame_1, frame_2, frame_3):
     """Advance the room by one frame and fill its frames; returns which streams have one (bit 0: 1, 1: 2, 2: 3)."""
     p = plant.parameters
@@ -143,7 +142,8 @@ def advance_frame(plant, frame_1, frame_2, frame_3):
     s.t_ns = t_ns + FRAME_NS
     raw_1 = s.counts_1 - before_1
     raw_2 = s.counts_2 - before_2
-    if s.backup_rate > 0 and raw_2 >> 24 > s.backup_rate and s.backup_trip == 0:
+    rate_limit = plant.backup_rate[s.backup_bank]
+    if rate_limit > 0 and raw_2 >> 24 > rate_limit and s.backup_trip == 0:
         s.backup_trip = 1
         s.backup_visit = s.eng_visit
     s.saturated_1 = 1 if raw_1 >> 24 >= p.saturation_1 else 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from drivers.compiled import compiled
 from drivers.wires.frames import (
     FLAG_ARMED,
     FLAG_BEAM,
@@ -43,7 +43,7 @@ BEAM_COUNTS = 3
 """Counts of a frame above pedestal from which an electrometer says that it sees beam."""
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def spread(plant, words, first, centre_mm, sigma_mm, pitch_mm, charge):
     """Add a Gaussian of `charge` units to the 128 strips from words[first] on, by its cumulative over strip edges."""
     scale = CDF_STEPS / (2.0 * CDF_HALF_WIDTH)
@@ -61,7 +61,7 @@ def spread(plant, words, first, centre_mm, sigma_mm, pitch_mm, charge):
         before = value
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def strip_noise(plant, words):
     """Pedestal and noise on all 256 strips: the sum of two slices of the table at hashed places."""
     p = plant.parameters
@@ -79,7 +79,7 @@ def strip_noise(plant, words):
         target[i] = pedestal + ((np.int32(a[i]) + np.int32(b[i])) >> np.int32(12))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def electrometer_flags(beam_counts, hv_v, hv_min_v, saturated):
     """Flags of an electrometer's frame."""
     flags = FLAG_BEAM if beam_counts >= BEAM_COUNTS else 0
@@ -90,7 +90,7 @@ def electrometer_flags(beam_counts, hv_v, hv_min_v, saturated):
     return flags
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def make_frame_1(plant, buffer, counts, beam_counts):
     """Electrometer 1's frame, without CRC."""
     p = plant.parameters
@@ -139,7 +139,7 @@ def make_frame_1(plant, buffer, counts, beam_counts):
     s.sequence_f1 += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def make_frame_2(plant, buffer, counts, beam_counts):
     """Electrometer 2's frame, without CRC."""
     p = plant.parameters
@@ -162,7 +162,7 @@ def make_frame_2(plant, buffer, counts, beam_counts):
     s.sequence_f2 += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def make_frame_3(plant, buffer):
     """The scan controller's frame, without CRC."""
     s = plant.state

@@ -1,0 +1,139 @@
+"""Puts a run together: the only file of the controller that knows the simulators.
+
+`VirtualWorld` is the room in virtual time: whenever the loop is idle, one compiled function advances plant, frames,
+integrator, judge, permits and safety chain together, up to the next timer or to the first thing that a coroutine
+must see. The judge is the very function that the real-time thread calls. A frame that never leaves the process
+is not given a checksum to be checked at once by its maker; everything else is as on the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+
+from controller.dose.integrator import ACTION_NONE, handle_frame, handle_silence
+from controller.dose.memory import Monitor
+from controller.dose.path import MonitorPath
+from controller.dose.sender import make_datagram
+from controller.record.truth import truth_figures
+from drivers.compiled import compiled
+from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL, FLAG_TRIPPED
+from drivers.wires.latency import WireLatency
+from simulators.faults import Fault
+from simulators.plant.build import permit_key
+from simulators.plant.chain import receive_permit
+from simulators.plant.state import FRAME_NS, ION_UNIT
+from simulators.plant.step import advance_frame
+from simulators.room import Room
+from sites.schema import Site
+
+PERMIT_BYTES = 64
+
+NEWS_FLAGS = FLAG_SPILL | FLAG_HOLD | FLAG_ARMED | FLAG_CHAIN | FLAG_LAYER_DONE | FLAG_TRIPPED
+"""What asyncio is woken for; request and motion change with every spot."""
+
+
+@compiled
+def advance_world(plants, monitors, frame_1, frame_2, frame_3, permit, streaming, latency_ns, until_ns):
+    """Run whole frames until `until_ns`, or until the flags that asyncio watches change or a trip latches.
+
+    Returns the time reached: the end of the last whole frame.
+    """
+    plant = plants[0]
+    m = monitors[0]
+    s = plant.state
+    flags = m.state.flags_3 & NEWS_FLAGS
+    trips = m.state.trips
+    while s.t_ns + FRAME_NS <= until_ns:
+        streams = advance_frame(plant, frame_1, frame_2, frame_3)
+        now_ns = s.t_ns + latency_ns
+        for k in range(3):
+            action = ACTION_NONE
+            if streams >> k & 1 == 1 and streaming[k] == 1:
+                if k == 0:
+                    action = handle_frame(m, frame_1, 0, now_ns, True)
+                elif k == 1:
+                    action = handle_frame(m, frame_2, 0, now_ns, True)
+                else:
+                    action = handle_frame(m, frame_3, 0, now_ns, True)
+            elif k == 0:
+                action = handle_silence(m, now_ns)
+            if action != ACTION_NONE:
+                make_datagram(m, permit, action, now_ns)
+                receive_permit(plant, permit, PERMIT_BYTES, s.t_ns)
+        if m.state.flags_3 & NEWS_FLAGS != flags or m.state.trips != trips:
+            break
+    return s.t_ns
+
+
+class VirtualWorld:
+    """A `drivers.wires.virtual_loop.World` around one simulated room and the controller's real-time path."""
+
+    def __init__(self, site: Site, seed: int) -> None:
+        self.site = site
+        self.room = Room(site, seed, streams_changed=self._streams_changed)
+        self.monitor = Monitor()
+        self.path: MonitorPath | None = None
+        self._streaming = np.zeros(3, np.int64)
+        self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
+
+    def _streams_changed(self, number: int, slot: int, destination: tuple[int, int, bool]) -> None:
+        if slot == 0:
+            self._streaming[number - 1] = int(destination[2])
+
+    def run_to(self, t_ns: int) -> int:
+        """Advance the room; tell the path if something happened."""
+        plant = self.room.plant
+        state = self.monitor.state
+        before = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
+        reached = advance_world(
+            plant.memory,
+            self.monitor.memory,
+            plant.frame_1,
+            plant.frame_2,
+            plant.frame_3,
+            self.monitor.permit,
+            self._streaming,
+            self._latency_ns,
+            t_ns,
+        )
+        after = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
+        if after != before and self.path is not None:
+            asyncio.get_running_loop().call_soon(self.path.notify)
+            return int(reached)
+        return t_ns
+
+    def alive(self) -> bool:
+        """The plant always goes on."""
+        return True
+
+    @asynccontextmanager
+    async def serve(self, faults: tuple[Fault, ...]) -> AsyncIterator[MonitorPath]:
+        """Serve the room on the running virtual loop; yields the controller's real-time path."""
+        self.path = MonitorPath(self.site, self.monitor)
+        async with self.room.serve():
+            play = asyncio.create_task(self.room.play(faults), name="faults")
+            try:
+                yield self.path
+            finally:
+                play.cancel()
+                await asyncio.wait((play,))
+
+    def truth(self, programs: list[Any], delivered: list[Any]) -> dict[str, Any] | None:
+        """Errors against what really happened in the plant."""
+        return truth_figures(self.room.truths(), ION_UNIT, programs, delivered)
+
+
+def wire_latencies(site: Site) -> tuple[WireLatency, WireLatency]:
+    """(TCP, serial) latencies of the site's virtual wires, one way."""
+    sim = site.simulation
+    return WireLatency(sim.modbus_latency_us, 0.1), WireLatency(sim.serial_latency_us, 0.1)
+
+
+def site_key(site: Site) -> bytes:
+    """The permit key of the site."""
+    return permit_key(site)

@@ -1,0 +1,229 @@
+"""Every count accounted for: the three result rings, read and acknowledged, become the journal's visits.
+
+The rings of engine and electrometers are latched by one trigger, so a row number means the same visit in all
+three. The electrometers' latched counters are authoritative for dose; what the real-time path measured from frames
+adds position, width, pedestal and late charge, and must agree to the count where no frame was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controller.delivery.run import Run
+from controller.machine.program import LayerProgram
+from controller.record.schema import (
+    QUALITY_FRAMES_LOST,
+    QUALITY_NO_POSITION,
+    QUALITY_SPLIT,
+    VISIT_DTYPE,
+    VISIT_PARTIAL,
+)
+from controller.telemetry_sinks import SpotBatcher, SpotPoint
+from drivers.deadline import Deadline
+from drivers.errors import DeviceError
+
+STOPPED = 1
+SPLIT = 2
+READ_S = 10.0
+MEASURED_WAIT_S = 0.5
+
+
+@dataclass
+class Counters:
+    """Retained counters of both electrometers when the field began, and counts booked to visits since."""
+
+    retained_1: int = 0
+    retained_2: int = 0
+    booked_1: int = 0
+    booked_2: int = 0
+
+
+class Ledger:
+    """What the frames showed, by visit, until the rings are read; and the field's counters."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.counters = Counters()
+        self._measured: dict[int, NDArray[Any]] = {}
+        self._last: tuple[int, int, int] | None = None  # visit, latched counts of both electrometers
+        self._spots = SpotBatcher(run.telemetry)
+
+    def take(self, rows: NDArray[Any]) -> None:
+        """Measured visits from the real-time path."""
+        for row in rows:
+            self._measured[int(row["visit"])] = row
+
+    async def begin_field(self) -> None:
+        """Note the retained counters before the field's first count."""
+        deadline = Deadline.after(READ_S, "retained counters")
+        one = await self.run.devices.electrometer_1.status(deadline)
+        two = await self.run.devices.electrometer_2.status(deadline)
+        self.counters = Counters(one.counts, two.counts)
+        self._measured.clear()
+        self._last = None
+
+    async def account(self, program: LayerProgram) -> None:
+        """Read what the rings hold of this layer, book it, journal it, acknowledge it."""
+        run = self.run
+        devices = run.devices
+        deadline = Deadline.after(READ_S, f"result rings of layer {program.layer_index + 1}")
+        status = await devices.scan_controller.status(deadline)
+        first = run.rings_read
+        count = min(status.results - first, len(program.visits))  # the next layer may run already
+        if count == 0:
+            return
+        head = int((await devices.scan_controller.results(first, 1, deadline))["visit"][0])
+        if not int(program.visits["visit"][0]) <= head <= int(program.visits["visit"][-1]):
+            return  # what comes next in the rings is of a later layer: this one is booked
+        count = min(count, int(program.visits["visit"][-1]) - head + 1)
+        async with asyncio.TaskGroup() as group:
+            engine = group.create_task(devices.scan_controller.results(first, count, deadline), name="engine ring")
+            latch_1 = group.create_task(devices.electrometer_1.latches(first, count, deadline), name="ring 1")
+            latch_2 = group.create_task(devices.electrometer_2.latches(first, count, deadline), name="ring 2")
+        rows = engine.result()
+        await self._wait_measured([int(v) for v in rows["visit"]])
+        visits = self._book(program, rows, latch_1.result(), latch_2.result())
+        run.journal.visits(visits)
+        run.rings_read = first + count
+        await devices.scan_controller.acknowledge(run.rings_read, deadline)
+        await devices.electrometer_1.acknowledge(run.rings_read, deadline)
+        await devices.electrometer_2.acknowledge(run.rings_read, deadline)
+        self._publish(program, visits)
+
+    async def _wait_measured(self, visits: list[int]) -> None:
+        """The path publishes a visit with the frame after its end: give it that long, no longer."""
+        end = asyncio.get_running_loop().time() + MEASURED_WAIT_S
+        while any(v not in self._measured for v in visits) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.005)
+            self.take(self.run.path.take_measured())
+
+    def _book(
+        self, program: LayerProgram, rows: NDArray[Any], latches_1: NDArray[Any], latches_2: NDArray[Any]
+    ) -> NDArray[Any]:
+        run = self.run
+        unit = run.plan.fields[program.field_index].unit
+        per_meterset = program.particles_per_mu if unit == "MU" else 1.0
+        visits = np.zeros(len(rows), VISIT_DTYPE)
+        plan = program.visits
+        for index, (row, one, two) in enumerate(zip(rows, latches_1, latches_2, strict=True)):
+            visit = int(row["visit"])
+            at = visit - int(plan["visit"][0])
+            if not 0 <= at < len(plan) or int(one["visit"]) != visit or int(two["visit"]) != visit:
+                raise DeviceError(
+                    "scan_controller",
+                    f"result ring: visit {visit}, electrometers latched {int(one['visit'])} and {int(two['visit'])}; "
+                    f"wanted one of {int(plan['visit'][0])} to {int(plan['visit'][-1])}",
+                )
+            out = visits[index]
+            self._fill(out, program, plan[at], row, per_meterset)
+            self._counts(out, visit, int(one["counts"]), int(two["counts"]), program)
+            out["meterset_1"] = out["particles_1"] / per_meterset
+            out["meterset_2"] = out["particles_2"] / per_meterset
+        return visits
+
+    def _fill(self, out: Any, program: LayerProgram, planned: Any, row: Any, per_meterset: float) -> None:
+        out["visit"] = row["visit"]
+        out["spot"] = planned["spot"]
+        out["painting"] = planned["painting"]
+        out["field"] = program.field_index
+        out["layer"] = program.layer_index
+        out["part"] = self.run.part
+        out["t_start_ns"] = row["t_start_ns"]
+        out["t_end_ns"] = row["t_end_ns"]
+        out["beam_on_ns"] = row["beam_on_ns"]
+        out["planned_particles"] = planned["particles"]
+        out["planned_meterset"] = planned["particles"] / per_meterset
+        out["planned_x_mm"] = planned["x_mm"]
+        out["planned_y_mm"] = planned["y_mm"]
+        out["x_current_a"] = row["x_current_a"]
+        out["y_current_a"] = row["y_current_a"]
+        out["flags"] = int(planned["flags"]) | (VISIT_PARTIAL if int(row["flags"]) & STOPPED else 0)
+        out["quality"] = QUALITY_SPLIT if int(row["flags"]) & SPLIT else 0
+        out["x_mm"] = out["y_mm"] = out["sigma_x_mm"] = out["sigma_y_mm"] = np.nan
+
+    def _counts(self, out: Any, visit: int, end_1: int, end_2: int, program: LayerProgram) -> None:
+        measured = self._measured.pop(visit, None)
+        follows = self._last is not None and self._last[0] == visit - 1
+        start_1, start_2 = (self._last[1], self._last[2]) if follows and self._last is not None else (end_1, end_2)
+        pedestal_1 = pedestal_2 = late_1 = late_2 = 0.0
+        if measured is not None:
+            start_1 = int(measured["start_1"])
+            start_2 = int(measured["start_2"]) if measured["start_2"] >= 0 else start_2
+            pedestal_1, pedestal_2 = float(measured["pedestal_1"]), float(measured["pedestal_2"])
+            late_1, late_2 = float(measured["late_1"]), float(measured["late_2"])
+            out["quality"] |= int(measured["quality"])
+            for name in ("x_mm", "y_mm", "sigma_x_mm", "sigma_y_mm"):
+                out[name] = measured[name]
+            lost = bool(int(measured["quality"]) & QUALITY_FRAMES_LOST)
+            shown = (int(measured["counts_1"]), int(measured["counts_2"]))
+            if not lost and shown != (end_1, end_2):
+                self.run.trip(
+                    "COUNTS_DISPUTED",
+                    value=float(shown[0] - end_1),
+                    limit=0.0,
+                    detail=f"visit {visit}: frames {shown}, rings {(end_1, end_2)}",
+                )
+        else:
+            out["quality"] |= QUALITY_FRAMES_LOST | QUALITY_NO_POSITION
+        out["counts_1"] = end_1 - start_1
+        out["counts_2"] = end_2 - start_2
+        out["late_counts_1"], out["late_counts_2"] = late_1, late_2
+        out["frame_counts_1"] = np.nan if measured is None else float(measured["delta_1"]) - late_1
+        out["frame_counts_2"] = np.nan if measured is None else float(measured["delta_2"]) - late_2
+        out["particles_1"] = (end_1 - start_1 - pedestal_1 + late_1) / program.counts_per_particle
+        out["particles_2"] = (end_2 - start_2 - pedestal_2 + late_2) / program.counts_per_particle_2
+        self.counters.booked_1 += end_1 - start_1
+        self.counters.booked_2 += end_2 - start_2
+        self._last = (visit, end_1, end_2)
+
+    def _publish(self, program: LayerProgram, visits: NDArray[Any]) -> None:
+        run = self.run
+        unit = run.plan.fields[program.field_index].unit
+        tally = run.tally
+        for v in visits:
+            tally.visits_done += 1
+            tally.meterset_1 += float(v["meterset_1"])
+            tally.meterset_2 += float(v["meterset_2"])
+            self._spots.add(
+                int(v["t_end_ns"]),
+                program.field_index,
+                program.layer_index,
+                unit,
+                SpotPoint(
+                    visit=int(v["visit"]),
+                    spot=int(v["spot"]),
+                    x_mm=float(v["x_mm"]),
+                    y_mm=float(v["y_mm"]),
+                    planned_x_mm=float(v["planned_x_mm"]),
+                    planned_y_mm=float(v["planned_y_mm"]),
+                    meterset_primary=float(v["meterset_1"]),
+                    meterset_secondary=float(v["meterset_2"]),
+                    meterset_planned=float(v["planned_meterset"]),
+                ),
+            )
+        self._spots.flush()
+        run.on_change()
+
+    async def reconcile(self, field_index: int) -> None:
+        """Retained counters against what was booked; the difference is the counts between visits, written down."""
+        deadline = Deadline.after(READ_S, "retained counters")
+        for number in (1, 2):
+            device = self.run.devices.electrometer_1 if number == 1 else self.run.devices.electrometer_2
+            status = await device.status(deadline)
+            start = self.counters.retained_1 if number == 1 else self.counters.retained_2
+            booked = self.counters.booked_1 if number == 1 else self.counters.booked_2
+            delivered = status.counts - start
+            self.run.event(
+                "reconcile",
+                field=field_index,
+                device=f"electrometer_{number}",
+                retained=delivered,
+                ring=booked,
+                journal=booked,
+                between_visits=delivered - booked,
+            )

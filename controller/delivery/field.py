@@ -1,0 +1,73 @@
+"""One field: layer after layer; while one runs, the next is downloaded and the one before is accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from controller.delivery import layer
+from controller.delivery.account import Ledger
+from controller.delivery.run import Run
+from controller.machine.program import LayerProgram
+from drivers.deadline import Deadline
+from drivers.flags import FLAG_CHAIN
+
+COMMAND_S = 5.0
+
+
+async def arm_chain(run: Run) -> None:
+    """Close the safety chain: a fresh token, permits that carry it, the stopper open."""
+    deadline = Deadline.after(COMMAND_S, "closing the safety chain")
+    run.arm_token = run.nonce()
+    await run.devices.accelerator.open_stopper(deadline)
+    await run.devices.safety_chain.arm(run.arm_token, deadline)
+    run.path.permit(run.arm_token)
+    run.event("permit", phase="begin", arm_token=run.arm_token)
+    async with deadline.timeout():
+        while not run.path.flags & FLAG_CHAIN:
+            await run.path.changed()
+
+
+async def disarm_chain(run: Run) -> None:
+    """No more permits, chain open, no more spills."""
+    deadline = Deadline.after(COMMAND_S, "opening the safety chain")
+    run.path.withhold()
+    run.event("permit", phase="end", arm_token=run.arm_token)
+    await run.devices.safety_chain.disarm(deadline)
+    await run.devices.accelerator.release(deadline)
+
+
+async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgram]) -> None:
+    """Deliver the layers of an armed field. Cancelled by whoever stops the field; then `stop_field` tidies up."""
+    first = programs[0]
+    await layer.download(run, first, 0)
+    request_id = await layer.request(run, first)
+    await layer.arm(run, first, 0)
+    accounting: asyncio.Task[None] | None = None
+    async with asyncio.TaskGroup() as group:
+        for index, program in enumerate(programs):
+            following = programs[index + 1] if index + 1 < len(programs) else None
+            run.tally.layer_index = program.layer_index
+            await layer.beam_ready(run, program, request_id)
+            await layer.start(run, program)
+            run.path.log(True)
+            run.on_change()
+            ahead = (
+                None
+                if following is None
+                else group.create_task(layer.download(run, following, (index + 1) % 2), name="download ahead")
+            )
+            await layer.done(run, program)
+            run.path.log(False)
+            if following is not None and ahead is not None:
+                request_id = await layer.request(run, following)
+                await ahead
+                await layer.arm(run, following, (index + 1) % 2)
+            if accounting is not None:
+                await accounting
+            accounting = group.create_task(_account(run, ledger, program), name="accounting")
+
+
+async def _account(run: Run, ledger: Ledger, program: LayerProgram) -> None:
+    await ledger.account(program)
+    await run.journal.sync()

@@ -1,0 +1,198 @@
+"""One layer: request its energy, download and prove its table, verify, start, wait for the engine to end it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from controller.clock import now_ns
+from controller.delivery.run import Run
+from controller.delivery.setup import port_deg
+from controller.machine.program import LayerProgram
+from controller.record.journal import program_head
+from drivers.contracts import AcceleratorStatus, ChainStatus, LayerTable
+from drivers.deadline import Deadline
+from drivers.errors import DeviceError, ReadbackMismatch
+from drivers.flags import FLAG_HOLD, FLAG_LAYER_DONE
+from interlocks.slow import angle_difference
+
+READY = 2
+COMMAND_S = 2.0
+DOWNLOAD_S = 60.0
+LOOK_S = 0.1
+PORT_TOLERANCE_DEG = 0.5
+SAID = ("energy_set_mev_u", "energy_readback_mev_u", "energy_sensor_mev_u", "intensity_level")
+"""What telemetry repeats of a layer's phase."""
+
+
+def layer_event(run: Run, program: LayerProgram, phase: str, **values: float | int | None) -> None:
+    """Write a layer's phase down, and say it."""
+    run.event("layer", field=program.field_index, layer=program.layer_index, phase=phase, **values)
+    run.telemetry.publish(
+        "layer",
+        {
+            "t_ns": now_ns(),
+            "field": program.field_index,
+            "layer": program.layer_index,
+            "phase": phase,
+            **{k: v for k, v in values.items() if k in SAID},
+        },
+    )
+
+
+async def download(run: Run, program: LayerProgram, bank: int) -> None:
+    """Put a layer's table into the engine and its backup limits into electrometer 2, read back and compared."""
+    v = program.visits
+    deadline = Deadline.after(DOWNLOAD_S, f"download of layer {program.layer_index + 1}")
+    table = LayerTable(
+        first_visit=int(v["visit"][0]),
+        x_current_a=v["x_current_a"],
+        y_current_a=v["y_current_a"],
+        preset_counts=v["preset_counts"],
+        time_limit_ms=v["time_limit_ms"],
+        flags=v["flags"],
+        early_on_counts=program.early_on_counts,
+        early_off_counts=program.early_off_counts,
+        gated=run.expected.gating_source is not None and run.expected.gating_source > 0,
+    )
+    rate_limit = run.site.tolerances.rate_factor * program.rate_per_s * program.counts_per_particle_2
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run.devices.scan_controller.download(bank, table, deadline), name="table")
+        group.create_task(
+            run.devices.electrometer_2.load_backup(
+                bank, table.first_visit, v["backup_counts"], rate_limit + 10 / 1e-4, deadline
+            ),
+            name="backup limits",
+        )
+    run.journal.program(now_ns(), program_head(program), v)
+
+
+async def request(run: Run, program: LayerProgram) -> int:
+    """Ask the accelerator for the layer's beam; the sensors are not judged until it is there."""
+    field = run.plan.fields[program.field_index]
+    run.expected = replace(run.expected, energy_mev_u=None, ion=None, port_deg=None, request_id=None)
+    deadline = Deadline.after(COMMAND_S, f"request of layer {program.layer_index + 1}")
+    names = list(run.site.treatment_machines)
+    optics = names.index(field.machine_name or run.site.trip98_machine[program.ion])  # type: ignore[index]
+    layer_event(
+        run,
+        program,
+        "request",
+        energy_set_mev_u=program.energy_mev_u,
+        energy_plan_mev_u=program.plan_energy_mev_u,
+        intensity_level=program.intensity_level,
+        port_deg=port_deg(run.site, field),
+    )
+    return await run.devices.accelerator.request(
+        ion=program.ion,
+        energy_mev_u=program.energy_mev_u,
+        intensity_level=program.intensity_level,
+        port_deg=port_deg(run.site, field),
+        optics=optics,
+        deadline=deadline,
+    )
+
+
+async def beam_ready(run: Run, program: LayerProgram, request_id: int) -> None:
+    """Wait for the requested beam, and verify energy, ion and port by read-back and by the independent sensor."""
+    a = run.site.accelerator
+    limit_s = 10.0 + 3 * (a.gap_s + a.energy_step_up_s + a.energy_step_s + a.flat_top_s)
+    deadline = Deadline.after(limit_s, f"beam for layer {program.layer_index + 1}")
+    while True:
+        status = await run.devices.accelerator.status(deadline)
+        if status.state == READY and status.request_id == request_id:
+            sensors = await run.devices.safety_chain.status(deadline)
+            if sensors.energy_sensor_mev_u > 0:
+                break
+        if deadline.remaining_s() <= 0:
+            raise DeviceError(
+                "accelerator",
+                f"state: wanted ready with request {request_id} within {limit_s:g} s, got state {status.state} with "
+                f"request {status.request_id}; ask the accelerator's operator",
+            )
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await run.path.changed()
+        except TimeoutError:
+            pass
+    _verify(run, program, status, sensors)
+    run.note("accelerator", status)
+    run.note("safety_chain", sensors)
+    field = run.plan.fields[program.field_index]
+    run.expected = replace(
+        run.expected,
+        energy_mev_u=program.energy_mev_u,
+        energy_tolerance_mev_u=a.energy_sensor_tolerance_mev_u,
+        ion=program.ion,
+        port_deg=port_deg(run.site, field),
+        request_id=request_id,
+    )
+    run.tally.energy_mev_u = status.energy_mev_u
+    layer_event(
+        run,
+        program,
+        "ready",
+        energy_set_mev_u=program.energy_mev_u,
+        energy_readback_mev_u=status.energy_mev_u,
+        energy_sensor_mev_u=sensors.energy_sensor_mev_u,
+        intensity_level=status.intensity_level,
+        port_deg=sensors.port_sensor_deg,
+        spill=status.spill,
+    )
+
+
+def _verify(run: Run, program: LayerProgram, status: AcceleratorStatus, sensors: ChainStatus) -> None:
+    tolerance = run.site.accelerator.energy_sensor_tolerance_mev_u
+    port = port_deg(run.site, run.plan.fields[program.field_index])
+    for device, quantity, wanted, got, limit in (
+        ("accelerator", "energy_mev_u", program.energy_mev_u, status.energy_mev_u, tolerance),
+        ("safety_chain", "energy_sensor_mev_u", program.energy_mev_u, sensors.energy_sensor_mev_u, tolerance),
+        ("accelerator", "intensity_level", program.intensity_level, status.intensity_level, 0),
+        ("accelerator", "port_deg", 0.0, angle_difference(status.port_deg, port), PORT_TOLERANCE_DEG),
+        ("safety_chain", "port_sensor_deg", 0.0, angle_difference(sensors.port_sensor_deg, port), PORT_TOLERANCE_DEG),
+    ):
+        if not abs(got - wanted) <= limit:
+            raise ReadbackMismatch(device, f"{quantity}: wanted {wanted:g}, got {got:g}, tolerance {limit:g}")
+    for device, got_ion in (("accelerator", status.ion), ("safety_chain", sensors.ion_sensor)):
+        if got_ion != program.ion:
+            raise ReadbackMismatch(device, f"ion: wanted {program.ion}, got {got_ion}")
+
+
+async def arm(run: Run, program: LayerProgram, bank: int) -> None:
+    """Arm the bank; the real-time path accepts this layer's visits only."""
+    v = program.visits
+    deadline = Deadline.after(COMMAND_S, f"arming of layer {program.layer_index + 1}")
+    run.path.allow(int(v["visit"][0]), int(v["visit"][-1]))
+    await run.devices.scan_controller.arm(bank, run.arm_token, deadline)
+    layer_event(run, program, "armed")
+
+
+async def start(run: Run, program: LayerProgram) -> None:
+    """Let the engine run."""
+    layer_event(run, program, "start")
+    await run.devices.scan_controller.start(Deadline.after(COMMAND_S, f"start of layer {program.layer_index + 1}"))
+
+
+async def done(run: Run, program: LayerProgram) -> None:
+    """Wait until the engine has ended the layer; no beam and no progress for too long is an error."""
+    a = run.site.accelerator
+    limit_s = 10.0 + 3 * (a.flat_top_s + a.gap_s)
+    state = run.path.monitor.state
+    mark = (-1, -1)
+    since_ns = now_ns()
+    while not run.path.flags & FLAG_LAYER_DONE:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await run.path.changed()
+        except TimeoutError:
+            pass
+        now_mark = (int(state["visits"]), int(run.path.monitor.scan[12]))
+        if now_mark != mark or run.path.flags & FLAG_HOLD:
+            mark, since_ns = now_mark, now_ns()
+        elif now_ns() - since_ns > limit_s * 1e9:
+            raise DeviceError(
+                "scan_controller",
+                f"layer {program.layer_index + 1}: no beam and no progress for {limit_s:g} s at visit "
+                f"{int(run.path.monitor.running['visit'])}; ask the accelerator's operator",
+            )
+    layer_event(run, program, "end")

@@ -1,0 +1,177 @@
+"""What the parts of a delivery share: the room, the plan, the journal, the latch, and who is told what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.clock import now_ns
+from controller.delivery.devices import RoomDevices
+from controller.delivery.states import TABLE, Event, State, follow
+from controller.dose.path import MonitorPath
+from controller.machine.dosimetry import Corrections
+from controller.machine.program import LayerProgram
+from controller.plan.model import Plan
+from controller.record.journal import JournalWriter
+from controller.telemetry_sinks import TelemetrySink
+from drivers.contracts import Identity
+from drivers.flags import FLAG_BEAM, FLAG_HOLD
+from interlocks.conditions import matrix
+from interlocks.latch import Latch, Trip
+from interlocks.slow import Expected, Seen
+from sites.schema import Site
+
+
+@dataclass
+class Tally:
+    """What has been delivered so far, for displays; the journal is the record."""
+
+    field_index: int = -1
+    layer_index: int = -1
+    visits_done: int = 0
+    spots_total: int = 0
+    meterset_1: float = 0.0
+    meterset_2: float = 0.0
+    meterset_planned: float = 0.0
+    energy_mev_u: float = float("nan")
+
+
+@dataclass
+class Run:
+    """One treatment under way."""
+
+    site: Site
+    plan: Plan
+    devices: RoomDevices
+    path: MonitorPath
+    journal: JournalWriter
+    telemetry: TelemetrySink
+    part: int = 1
+    state: State = State.CHECKED
+    latch: Latch = field(default_factory=Latch)
+    expected: Expected = field(default_factory=Expected)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    identities: dict[str, Identity] = field(default_factory=dict)
+    corrections: Corrections | None = None
+    programs: list[tuple[LayerProgram, ...]] = field(default_factory=list)
+    arm_token: int = 0
+    rings_read: int = 0
+    """Rows of the three result rings that are in the journal."""
+    tally: Tally = field(default_factory=Tally)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by a trip or an abort: the field ends here."""
+    abort_cause: str = ""
+    on_change: Callable[[], None] = lambda: None
+    nonce: Callable[[], int] = lambda: secrets.randbits(63) | 1
+    """Fresh numbers for sessions and arm tokens; seeded in virtual time."""
+
+    def event(self, name: str, /, **values: Any) -> None:
+        """Write an event with the time of now."""
+        self.journal.event(now_ns(), name, **values)
+
+    def note(self, name: str, status: Any, max_age_ns: int | None = None) -> None:
+        """A device's status as last read; an answer that was asked for earlier never replaces a later one."""
+        before = self.seen.get(name)
+        if before is not None and before.t_ns > status.t_ns:
+            return
+        if max_age_ns is None:
+            max_age_ns = round(getattr(self.site.devices, name).max_age_ms * 1e6)
+        self.seen[name] = Seen(status, status.t_ns, max_age_ns)
+
+    def go(self, event: Event, cause: str = "") -> None:
+        """Follow the state table, and say so. Raises `UndefinedTransition`."""
+        before = self.state
+        self.state = follow(before, event)
+        self.event("state", state=self.state.value, previous=before.value, cause=cause)
+        self.publish_state(before.value, cause)
+        self.on_change()
+
+    def publish_state(self, previous: str = "", cause: str = "") -> None:
+        """Telemetry of the state."""
+        t = self.tally
+        self.telemetry.publish(
+            "state",
+            {
+                "t_ns": now_ns(),
+                "state": self.state.value,
+                "previous": previous,
+                "cause": cause[:400],
+                "field": t.field_index if t.field_index >= 0 else None,
+                "fields": len(self.plan.fields),
+                "layer": t.layer_index if t.layer_index >= 0 else None,
+                "spots_done": t.visits_done,
+                "spots_total": t.spots_total,
+                "beam": self.beam,
+                "plan_sha256": self.plan.content_sha256(),
+                "simulated": self.site.all_simulated,
+            },
+        )
+
+    @property
+    def beam(self) -> str:
+        """on, off or hold, from the newest frames."""
+        if int(self.path.monitor.state["flags_1"]) & FLAG_BEAM:
+            return "on"
+        return "hold" if self.path.flags & FLAG_HOLD else "off"
+
+    def trip(
+        self,
+        condition_id: str,
+        *,
+        value: float | None = None,
+        limit: float | None = None,
+        detail: str = "",
+        t_cause_ns: int | None = None,
+    ) -> None:
+        """Latch a condition, drop the permit, tell everybody, end the field."""
+        t_ns = now_ns()
+        trip = self.latch.trip(condition_id, t_ns, value=value, limit=limit, detail=detail)
+        if trip is None:
+            return
+        condition = matrix()[condition_id]
+        if condition.where == "task":
+            self.path.drop()
+        self.journal.event(
+            t_ns,
+            "trip",
+            id=trip.id,
+            value=_finite(value),
+            limit=_finite(limit),
+            unit=condition.unit,
+            detail=detail,
+            t_cause_ns=t_ns if t_cause_ns is None else t_cause_ns,
+            first_out=trip.first_out,
+            hint=condition.hint,
+        )
+        if trip.first_out and Event.TRIP in TABLE[self.state]:
+            self.go(Event.TRIP, trip.id)
+        self.publish_interlocks()
+        self.stop.set()
+
+    def publish_interlocks(self) -> None:
+        """Telemetry of the latch."""
+        latched = self.latch.history if self.latch.tripped else ()
+        self.telemetry.publish(
+            "interlocks",
+            {"t_ns": now_ns(), "clear": not latched, "latched": [_telemetry_trip(t) for t in latched]},
+        )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and abs(value) < float("inf") else None
+
+
+def _telemetry_trip(trip: Trip) -> dict[str, Any]:
+    condition = matrix()[trip.id]
+    return {
+        "id": trip.id,
+        "value": _finite(trip.value),
+        "limit": _finite(trip.limit),
+        "unit": condition.unit,
+        "at_ns": trip.t_ns,
+        "first_out": trip.first_out,
+        "hint": condition.hint,
+    }

@@ -1,0 +1,46 @@
+"""Stopping in order: beam off by every way, whatever one of them answers; then what was delivered is booked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from controller.delivery.account import Ledger
+from controller.delivery.run import Run
+from controller.machine.program import LayerProgram
+from drivers.deadline import Deadline
+from drivers.errors import DeviceError
+
+STOP_S = 3.0
+
+
+async def beam_off(run: Run) -> None:
+    """Drop, engine abort, stopper, chain; each tried for itself, each failure written down."""
+    run.path.drop()
+    run.path.withhold()
+    deadline = Deadline.after(STOP_S, "stopping")
+
+    async def attempt(what: str, action: Coroutine[Any, Any, None]) -> None:
+        try:
+            await action
+        except (DeviceError, TimeoutError) as error:
+            run.event("warning", text=f"{what}: {error}")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(attempt("engine abort", run.devices.scan_controller.abort(deadline)), name="engine abort")
+        group.create_task(attempt("stopper", run.devices.accelerator.stop(deadline)), name="stopper")
+        group.create_task(attempt("chain", run.devices.safety_chain.disarm(deadline)), name="chain")
+    run.event("permit", phase="end", arm_token=run.arm_token)
+    run.path.log(False)
+
+
+async def book_what_was_delivered(run: Run, ledger: Ledger, programs: Sequence[LayerProgram], index: int) -> None:
+    """After a stop: the rings hold what the journal does not have yet; links that are gone leave it to the rings."""
+    try:
+        for program in programs:
+            await ledger.account(program)
+        await ledger.reconcile(index)
+    except* (DeviceError, TimeoutError) as errors:
+        for error in errors.exceptions:
+            run.event("warning", text=f"not all results could be read, the devices keep them: {error}")

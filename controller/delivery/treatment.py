@@ -1,0 +1,263 @@
+"""A whole treatment: connect, prepare, then field by field; its end is always written down.
+
+`Treatment` is what the command API drives. Background tasks live as long as the `async with`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from controller.clock import now_ns
+from controller.delivery.account import Ledger
+from controller.delivery.devices import close_devices, connect_devices
+from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
+from controller.delivery.run import Run
+from controller.delivery.setup import set_up
+from controller.delivery.states import Event, State
+from controller.delivery.stopping import beam_off, book_what_was_delivered
+from controller.delivery.watch import Watch
+from controller.machine.dosimetry import measured_corrections
+from controller.machine.field_program import build_field, treatment_machine
+from controller.machine.program import LayerProgram
+from drivers.deadline import Deadline
+from drivers.errors import DeviceError, LinkLost, Refused, Stopped
+
+PREPARE_S = 30.0
+SELF_TEST_PASSED = 2
+
+
+class Treatment:
+    """One part of a treatment on one room."""
+
+    def __init__(self, run: Run, key: bytes) -> None:
+        self.run = run
+        self.ledger = Ledger(run)
+        self.watch = Watch(run, self.ledger)
+        self._key = key
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._next_field = 0
+        self._connected = False
+
+    async def __aenter__(self) -> Treatment:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        finally:
+            if self._connected:
+                await close_devices(self.run.devices)
+
+    @property
+    def fields_left(self) -> int:
+        """Fields not yet begun."""
+        return len(self.run.plan.fields) - self._next_field
+
+    async def prepare(self) -> None:
+        """Connect, identify, self-test, freeze corrections, open the session, build the programs.
+
+        Raises `Refused` where the room or the plan does not allow a delivery; nothing has moved then.
+        """
+        run = self.run
+        site = run.site
+        deadline = Deadline.after(PREPARE_S, "preparation")
+        self._connected = True
+        run.identities = await connect_devices(site, run.devices)
+        for name, identity in run.identities.items():
+            run.event(
+                "device",
+                device=name,
+                id=identity.device_id,
+                simulated=identity.simulated,
+                map_sha256=identity.map_sha256,
+                boot_nonce=str(identity.boot_nonce),
+            )
+        await self._self_tests(deadline)
+        await self._freeze_corrections(deadline)
+        assert run.corrections is not None
+        for index, field in enumerate(run.plan.fields):
+            run.programs.append(build_field(site, field, index, run.corrections))
+        run.tally.spots_total = sum(len(p.visits) for programs in run.programs for p in programs)
+        run.tally.meterset_planned = sum(f.meterset for f in run.plan.fields)
+        session = run.nonce()
+        run.path.load_key(self._key, session)
+        await run.devices.safety_chain.open_session(session, site.permits.time_out_ms, deadline)
+        frames = site.streams.frames
+        for device in (run.devices.electrometer_1, run.devices.electrometer_2, run.devices.scan_controller):
+            await device.stream_to(frames.host, frames.port, 0, deadline)
+        run.rings_read = (await run.devices.scan_controller.status(deadline)).results
+        self._tasks = self.watch.start(self._group)
+        await self.watch.ready(deadline)
+        run.go(Event.PREPARE)
+
+    async def _self_tests(self, deadline: Deadline) -> None:
+        for device in (self.run.devices.electrometer_1, self.run.devices.electrometer_2):
+            status = await device.status(deadline)
+            if status.tripped:
+                raise Refused(f"{device.name}: its backup limit is tripped; a physicist resets it")
+            if status.self_test != SELF_TEST_PASSED:
+                await device.self_test(deadline)
+
+    async def _freeze_corrections(self, deadline: Deadline) -> None:
+        run = self.run
+        one = await run.devices.electrometer_1.status(deadline)
+        two = await run.devices.electrometer_2.status(deadline)
+        dosimetry = run.site.dosimetry
+        run.corrections = measured_corrections(one.temperature_c, one.pressure_hpa, dosimetry)
+        other = measured_corrections(two.temperature_c, two.pressure_hpa, dosimetry)
+        if not abs(other.ktp / run.corrections.ktp - 1) < 0.003:
+            raise Refused(
+                f"electrometer_2: kTP {other.ktp:.4f} differs from electrometer_1's {run.corrections.ktp:.4f} by more "
+                f"than 0.3 %; check the temperature and pressure sensors"
+            )
+        run.event(
+            "corrections",
+            ktp=run.corrections.ktp,
+            temperature_c=run.corrections.temperature_c,
+            pressure_hpa=run.corrections.pressure_hpa,
+        )
+
+    async def arm(self, operator: str, reason: str) -> None:
+        """Set the next field up and close the chain."""
+        run = self.run
+        run.event("command", name="arm", operator=operator, reason=reason)
+        index = self._next_field
+        run.tally.field_index = index
+        await self._or_stop(self._arm(index), "arming")
+        run.go(Event.ARM)
+
+    async def _arm(self, index: int) -> None:
+        run = self.run
+        await set_up(run, index)
+        run.path.load_field(treatment_machine(run.site, run.plan.fields[index]), run.programs[index])
+        await self.ledger.begin_field()
+        await arm_chain(run)
+
+    async def beam_on(self, operator: str) -> None:
+        """Deliver the armed field; returns when it is complete. Raises `Stopped`."""
+        run = self.run
+        run.event("command", name="beam_on", operator=operator, reason="")
+        run.go(Event.BEAM_ON)
+        index = self._next_field
+        programs = [p for p in run.programs[index] if len(p.visits)]
+        if programs:
+            await self._or_stop(deliver_layers(run, self.ledger, programs), "delivery", programs)
+        await self._or_stop(self._close_field(index), "end of field", programs)
+        self._next_field += 1
+        run.go(Event.COMPLETE if self.fields_left == 0 else Event.FIELD_DONE)
+
+    async def _close_field(self, index: int) -> None:
+        run = self.run
+        await disarm_chain(run)
+        await self.ledger.reconcile(index)
+        self.watch.drain()
+        await run.journal.sync()
+
+    async def _or_stop(self, work: object, what: str, programs: list[LayerProgram] | None = None) -> None:
+        """Do the work unless a trip or an abort comes first; a device's failure is a trip."""
+        run = self.run
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        task.set_name(what)
+        stop = asyncio.create_task(run.stop.wait(), name="stop")
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not task.cancelled() and task.exception() is None and not run.stop.is_set():
+                return
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+            self._name_failure(task, what)
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+            await asyncio.wait((task, stop))
+        await self._stopped(programs or [])
+
+    def _name_failure(self, task: asyncio.Task[None], what: str) -> None:
+        error = None if task.cancelled() else task.exception()
+        for leaf in _leaves(error):
+            if isinstance(leaf, LinkLost):
+                self.run.trip("LINK_LOST", detail=str(leaf))
+            elif isinstance(leaf, DeviceError):
+                self.run.trip("DEVICE_ERROR", detail=str(leaf))
+            elif isinstance(leaf, TimeoutError):
+                self.run.trip("DEVICE_ERROR", detail=f"{what}: deadline missed")
+            elif not isinstance(leaf, asyncio.CancelledError):
+                raise leaf
+
+    async def _stopped(self, programs: list[LayerProgram]) -> None:
+        run = self.run
+        await beam_off(run)
+        # the last frames after beam-off still belong to the log
+        await asyncio.sleep(0.02)
+        self.watch.drain()
+        if programs:
+            await book_what_was_delivered(run, self.ledger, programs, self._next_field)
+        await run.journal.sync()
+        first = run.latch.first_out
+        raise Stopped(first.message() if first is not None else run.abort_cause or "stopped")
+
+    async def pause(self, operator: str) -> None:
+        """Beam off at once by the engine's hold; the field stays armed."""
+        run = self.run
+        run.go(Event.PAUSE, f"operator {operator}")
+        run.event("command", name="pause", operator=operator, reason="")
+        await run.devices.scan_controller.hold(True, Deadline.after(2.0, "pause"))
+
+    async def resume(self, operator: str) -> None:
+        """End an operator's pause."""
+        run = self.run
+        run.go(Event.RESUME, f"operator {operator}")
+        run.event("command", name="resume", operator=operator, reason="")
+        await run.devices.scan_controller.hold(False, Deadline.after(2.0, "resume"))
+
+    def abort(self, operator: str, cause: str) -> None:
+        """Stop for good; whoever delivers sees `Stopped`."""
+        run = self.run
+        if run.stop.is_set():
+            return
+        run.event("command", name="abort", operator=operator, reason=cause)
+        run.abort_cause = cause
+        run.trip("OPERATOR_ABORT", detail=cause)
+
+    def reset(self, operator: str, reason: str) -> None:
+        """Clear the latch after a trip. Raises ValueError without a name and a reason."""
+        run = self.run
+        cleared = run.latch.reset(operator, reason)
+        run.path.reset()
+        run.event("reset", operator=operator, reason=reason, ids=[t.id for t in cleared])
+        if run.state is State.TRIPPED:
+            run.go(Event.RESET, reason)
+        run.publish_interlocks()
+        run.stop.clear()
+
+    async def finish(self, outcome: str) -> None:
+        """Close the part in the journal."""
+        run = self.run
+        self.watch.drain()
+        run.journal.end(
+            now_ns(),
+            {
+                "outcome": outcome,
+                "visits": run.tally.visits_done,
+                "counts_1": self.ledger.counters.booked_1,
+                "counts_2": self.ledger.counters.booked_2,
+            },
+        )
+        await run.journal.sync()
+
+
+def _leaves(error: BaseException | None) -> list[BaseException]:
+    if error is None:
+        return []
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]

@@ -1,0 +1,170 @@
+"""The tasks beside the delivery: device polls, the interlock task, the journal's drain, and the real-time path's news.
+
+None of them is ever asked by the delivery sequence; each latches what it finds, and the sequence is stopped by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from controller.clock import now_ns
+from controller.delivery.account import Ledger
+from controller.delivery.run import Run
+from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, RingOverrun
+from controller.record.journal import JournalDiskError
+from drivers.deadline import Deadline
+from drivers.errors import DeviceError, LinkLost
+from drivers.flags import FLAG_HOLD, FLAG_SPILL
+from interlocks.conditions import by_number
+from interlocks.slow import judge
+
+JUDGE_S = 0.04
+DRAIN_S = 0.05
+SYNC_S = 1.0
+
+
+@dataclass
+class Holds:
+    """Holds of the present field."""
+
+    since_ns: int | None = None
+    count: int = 0
+
+
+class Watch:
+    """All background tasks of a run."""
+
+    def __init__(self, run: Run, ledger: Ledger) -> None:
+        self.run = run
+        self.ledger = ledger
+        self.holds = Holds()
+        self._ready = asyncio.Event()
+        self._spill = False
+
+    def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        """Start them; the caller cancels them at the end of the run."""
+        run = self.run
+        tasks = [
+            group.create_task(
+                self._poll(name, device.poll_hz, device.max_age_ms, device.request_timeout_ms), name=f"poll {name}"
+            )
+            for name, device in run.site.devices.items()
+        ]
+        tasks.append(group.create_task(self._interlocks(), name="interlocks"))
+        tasks.append(group.create_task(self._drain(), name="journal"))
+        tasks.append(group.create_task(self._news(), name="real-time news"))
+        return tasks
+
+    async def ready(self, deadline: Deadline) -> None:
+        """Wait until every device has a status and all streams run."""
+        async with deadline.timeout():
+            while len(self.run.seen) < len(self.run.site.devices.items()) or not self.run.path.alive:
+                await asyncio.sleep(0.01)
+
+    async def _poll(self, name: str, poll_hz: float, max_age_ms: float, timeout_ms: float) -> None:
+        status: Callable[[Deadline], Awaitable[Any]] = getattr(self.run.devices, name).status
+        simulated = getattr(self.run.site.devices, name).kind == "simulated"
+        period_s = 1.0 / poll_hz
+        while True:
+            try:
+                got = await status(Deadline.after(max(timeout_ms, max_age_ms) * 1e-3, f"status of {name}"))
+            except LinkLost as error:
+                self.run.trip("LINK_LOST", detail=str(error))
+                self._publish(name, simulated, "down", None)
+            except DeviceError as error:
+                self.run.trip("DEVICE_ERROR", detail=str(error))
+                self._publish(name, simulated, "suspect", None)
+            else:
+                self.run.note(name, got, round(max_age_ms * 1e6))
+                self._publish(name, simulated, "up", got)
+            await asyncio.sleep(period_s)
+
+    def _publish(self, name: str, simulated: bool, link: str, status: Any) -> None:
+        values = {} if status is None else {f: getattr(status, f) for f in status.__slots__ if f != "t_ns"}
+        age_ms = None if status is None else (now_ns() - status.t_ns) * 1e-6
+        self.run.telemetry.publish(
+            f"devices/{name}",
+            {
+                "t_ns": now_ns(),
+                "device": name,
+                "link": link,
+                "simulated": simulated,
+                "age_ms": age_ms,
+                "values": values,
+            },
+        )
+
+    async def _interlocks(self) -> None:
+        run = self.run
+        lease_ns = round(run.site.permits.lease_ms * 1e6)
+        while True:
+            t_ns = now_ns()
+            hold_s = 0.0 if self.holds.since_ns is None else (t_ns - self.holds.since_ns) * 1e-9
+            for found in judge(run.seen, run.expected, t_ns, hold_s=hold_s, holds=self.holds.count):
+                run.trip(found.id, value=found.value, limit=found.limit, detail=found.detail)
+            run.path.renew(LEASE_INTERLOCKS, now_ns() + lease_ns)
+            await asyncio.sleep(JUDGE_S)
+
+    async def _drain(self) -> None:
+        run = self.run
+        lease_ns = round(run.site.permits.lease_ms * 1e6)
+        synced = now_ns()
+        pending: asyncio.Task[None] | None = None
+        try:
+            while True:
+                self.drain()
+                if pending is not None and pending.done():
+                    pending.result()
+                    pending = None
+                if pending is None and now_ns() - synced > SYNC_S * 1e9:
+                    # beside us: a slow disk must not cost us our lease
+                    synced = now_ns()
+                    pending = asyncio.create_task(run.journal.sync(), name="journal sync")
+                run.path.renew(LEASE_DELIVERY, now_ns() + lease_ns)
+                await asyncio.sleep(DRAIN_S)
+        except (JournalDiskError, RingOverrun) as error:
+            run.trip("DISK", detail=str(error))
+        finally:
+            if pending is not None:
+                pending.cancel()
+                await asyncio.wait([pending])
+
+    def drain(self) -> None:
+        """Rows to the journal, measured visits to the ledger."""
+        self.run.journal.rows(self.run.path.take_rows())
+        self.ledger.take(self.run.path.take_measured())
+
+    async def _news(self) -> None:
+        run = self.run
+        while True:
+            await run.path.changed()
+            self._look()
+
+    def _look(self) -> None:
+        run = self.run
+        trip = run.path.trip()
+        if trip is not None and trip.number in by_number():
+            run.trip(
+                by_number()[trip.number].id,
+                value=trip.value,
+                limit=trip.limit,
+                detail=f"visit {trip.visit}" if trip.visit else "",
+                t_cause_ns=trip.t_ns,
+            )
+        flags = run.path.flags
+        spill = bool(flags & FLAG_SPILL)
+        if spill != self._spill:
+            self._spill = spill
+            run.event("spill", phase="begin" if spill else "end")
+        held = bool(flags & FLAG_HOLD)
+        if held and self.holds.since_ns is None:
+            self.holds.since_ns = now_ns()
+            self.holds.count += 1
+            run.event("hold", phase="begin", cause="gate or operator")
+        elif not held and self.holds.since_ns is not None:
+            self.holds.since_ns = None
+            run.event("hold", phase="end", cause="")
+        run.on_change()

@@ -1,0 +1,351 @@
+"""The integrator once more in plain Python: slow, short, built another way, to hold the compiled one to its word.
+
+It decodes datagrams into `Frame`s, keeps the frames of a visit, and computes the visit's row in one go when it is over.
+Counts and strip sums are Python integers; what is computed from them is the same float64 arithmetic in the same order,
+so the rows must agree to the bit. The judgements are in `controller.dose.reference_judge`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from controller.dose.memory import Monitor
+from drivers.flags import FLAG_BEAM, FLAG_REQUEST, FLAG_SATURATED
+from drivers.wires.frames import FRAME_NS, STRIPS, Frame, decode
+
+QUALITY_NO_POSITION = 1
+QUALITY_SATURATED = 2
+QUALITY_FRAMES_LOST = 4
+QUIET_NS = 10_000_000
+OFFSET_CREEP_NS = 10
+
+Numbers = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Control:
+    """What asyncio grants; the same meaning as in `controller.dose.memory.CONTROL_FIELDS`."""
+
+    permit_on: bool = False
+    lease_ns: tuple[int, int] = (0, 0)
+    first_visit: int = 0
+    last_visit: int = 0
+
+
+@dataclass(slots=True)
+class Channel:
+    """One stream: what was accepted last, and what got lost."""
+
+    newest: Frame | None = None
+    arrival_ns: int = 0
+    offset_ns: int = 0
+    window_start: int = 0
+    window_lost: int = 0
+    start_counts: int = -1
+    deltas: list[int] = field(default_factory=lambda: [0, 0, 0])
+    quiet_ns: int = 0
+    quiet_counts: int = 0
+
+    def rate(self) -> float:
+        """Counts per ns over the last three frames."""
+        return float(sum(self.deltas)) / (3.0 * FRAME_NS)
+
+    def pedestal(self) -> float:
+        """Counts per ns without beam."""
+        return float(self.quiet_counts) / float(self.quiet_ns) if self.quiet_ns > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Visit:
+    """A visit as its frames tell it."""
+
+    id: int
+    t_start_ns: int
+    counts_1: int
+    counts_2: int | None = None
+    late_1: float = 0.0
+    late_2: float = 0.0
+    frames: list[tuple[Frame, tuple[int, ...], int]] = field(default_factory=list)
+    """Frames of electrometer 1 after the one that showed the change, the pedestals then, and their counts."""
+    lost: int = 0
+    saturated: bool = False
+
+
+@dataclass(slots=True)
+class Row:
+    """One measured visit: the fields of `controller.dose.memory.MEASURED_FIELDS`, in their order."""
+
+    visit: int
+    t_start_ns: int
+    t_end_ns: int
+    start_1: int
+    start_2: int
+    counts_1: int
+    counts_2: int
+    delta_1: float
+    delta_2: float
+    pedestal_1: float
+    pedestal_2: float
+    late_1: float
+    late_2: float
+    x_mm: float
+    y_mm: float
+    sigma_x_mm: float
+    sigma_y_mm: float
+    strip_counts: int
+    strips_x: int
+    strips_y: int
+    quality: int
+
+    def values(self) -> tuple[int | float, ...]:
+        """All values, in order."""
+        return tuple(getattr(self, item.name) for item in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Charge in the window, its first and second moment about the middle strip's edge."""
+
+    s0: int = 0
+    s1: int = 0
+    s2: int = 0
+
+    def centre_mm(self, pitch_mm: float) -> float:
+        return (float(self.s1) / float(self.s0) + 0.5) * pitch_mm
+
+    def sigma_mm(self, pitch_mm: float) -> float:
+        mean = float(self.s1) / float(self.s0)
+        variance = float(self.s2) / float(self.s0) - mean * mean - 1.0 / 12.0
+        return math.sqrt(variance) * pitch_mm if variance > 0.0 else math.nan
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """A numpy record as plain Python numbers."""
+    return dict(zip(record.dtype.names, record.item(), strict=True))
+
+
+def window(expected_mm: float, sigma_mm: float, pitch_mm: float) -> range:
+    """Indices of the strips whose charge counts: six sigma, at least four strips, to each side."""
+    centre = expected_mm / pitch_mm + STRIPS // 2
+    half = max(4.0, 6.0 * sigma_mm / pitch_mm)
+    low, high = (min(max(int(edge), 0), STRIPS - 1) for edge in (centre - half, centre + half))
+    return range(low, high + 1)
+
+
+def moments(frames: Sequence[tuple[Frame, tuple[int, ...], int]], first: int, strips: range) -> Moments:
+    """Sums over frames and strips; `first` is the plane's first word."""
+    charge = {
+        i: sum(frame.words[first + i] - ((pedestals[first + i] + 128) >> 8) for frame, pedestals, _ in frames)
+        for i in strips
+    }
+    return Moments(
+        sum(charge.values()),
+        sum(q * (i - STRIPS // 2) for i, q in charge.items()),
+        sum(q * (i - STRIPS // 2) ** 2 for i, q in charge.items()),
+    )
+
+
+class Integrator:
+    """Frames in, rows out."""
+
+    def __init__(self, limits: Numbers, plan: Sequence[Numbers]) -> None:
+        """`limits` and `plan` as in `controller.dose.memory`; see `integrator_for`."""
+        self.limits = limits
+        self.plan = plan
+        self.channels = {1: Channel(), 2: Channel(), 3: Channel()}
+        self.pedestals: tuple[int, ...] = (0,) * (2 * STRIPS)
+        self.visit = Visit(0, 0, 0)
+        self.open_row: Row | None = None
+        """Of a visit whose end electrometer 2 has not shown yet."""
+        self.rows: list[Row] = []
+        self.particles_1 = 0.0
+        self.particles_2 = 0.0
+        self.request_off_ns = -(10**12)
+
+    # What a judge may want to hear, in the order in which things happen; an integrator alone judges nothing.
+    def on_lost(self, stream: int, lost: int, in_second: int, t_ns: int) -> None: ...
+    def on_restart(self, stream: int, t_ns: int) -> None: ...
+    def on_change(self, before: Visit, visit: int, t_ns: int) -> None: ...
+    def on_row(self, row: Row) -> None: ...
+    def on_frame(self, frame: Frame, delta: int, before: Frame | None) -> None: ...
+    def on_turn(self, now_ns: int) -> None: ...
+
+    def receive(self, data: bytes, now_ns: int) -> None:
+        """One datagram, whatever it is."""
+        frame = decode(data)
+        if frame is not None:
+            frame = frame._replace(sequence=_signed(frame.sequence), counts=_signed(frame.counts))
+            frame = frame._replace(counts_at_change=_signed(frame.counts_at_change))
+            before = self.channels[frame.stream].newest
+            if self._accept(frame, now_ns):
+                self._integrate(frame, before)
+        self.on_turn(now_ns)
+
+    def _accept(self, frame: Frame, now_ns: int) -> bool:
+        c = self.channels[frame.stream]
+        known = c.newest is not None and c.newest.boot_nonce == frame.boot_nonce
+        if c.newest is not None and not known:
+            self.on_restart(frame.stream, frame.t_ns)
+        previous, previous_ns = frame.sequence - 1, frame.t_ns - 1
+        if known and c.newest is not None:
+            previous, previous_ns = c.newest.sequence, c.newest.t_ns
+        else:
+            c.offset_ns = now_ns - frame.t_ns
+            c.window_start, c.window_lost = frame.sequence, 0
+        if frame.sequence <= previous or frame.t_ns <= previous_ns:
+            return False
+        lost = frame.sequence - previous - 1
+        if frame.sequence - c.window_start >= 10_000:
+            c.window_start, c.window_lost = frame.sequence, 0
+        if lost > 0:
+            c.window_lost += lost
+            self.visit.lost += lost
+            self.on_lost(frame.stream, lost, c.window_lost, frame.t_ns)
+        c.newest = frame
+        c.arrival_ns = now_ns
+        c.offset_ns = min(c.offset_ns + OFFSET_CREEP_NS, now_ns - frame.t_ns)
+        return True
+
+    def _flags(self, stream: int) -> int:
+        newest = self.channels[stream].newest
+        return 0 if newest is None else newest.flags
+
+    def _integrate(self, frame: Frame, before: Frame | None) -> None:
+        c = self.channels[frame.stream]
+        delta = 0
+        if frame.stream != 3:
+            delta = 0 if before is None else frame.counts - before.counts
+            c.deltas = [*c.deltas[1:], delta]
+            if c.start_counts < 0:
+                c.start_counts = frame.counts
+            quiet = not (frame.flags & FLAG_BEAM or self._flags(3) & FLAG_REQUEST)
+            if quiet and before is not None and frame.t_ns - self.request_off_ns > QUIET_NS:
+                c.quiet_ns += FRAME_NS
+                c.quiet_counts += delta
+                if frame.stream == 1 and frame.sequence % 8 == 0:
+                    self.pedestals = tuple(
+                        p + (((word << 8) - p) >> 6) for p, word in zip(self.pedestals, frame.words, strict=True)
+                    )
+        if frame.stream == 1:
+            self._follow_visits(frame, delta)
+        elif frame.stream == 2:
+            self._pair(frame)
+        elif before is not None and before.flags & FLAG_REQUEST and not frame.flags & FLAG_REQUEST:
+            self.request_off_ns = frame.t_ns
+        if frame.stream != 3 and frame.flags & FLAG_SATURATED:
+            self.visit.saturated = True
+        self.on_frame(frame, delta, before)
+
+    def _follow_visits(self, frame: Frame, delta: int) -> None:
+        visit = self.visit
+        if frame.visit == visit.id:
+            visit.frames.append((frame, self.pedestals, delta))
+            return
+        self.on_change(visit, frame.visit, frame.t_ns)
+        if self.open_row is not None:
+            self._publish(None)
+        known = frame.visit if frame.visit < len(self.plan) else 0
+        following = Visit(known, frame.t_change_ns, frame.counts_at_change)
+        if visit.id > 0:
+            beam_goes_on = frame.visit > 0 and frame.flags & FLAG_BEAM and self._flags(3) & FLAG_REQUEST
+            if beam_goes_on:
+                following.late_1 = self.channels[1].rate() * self.limits["lag_1_ns"]
+                following.late_2 = self.channels[2].rate() * self.limits["lag_2_ns"]
+            # until stream 2 shows the change, its counts are from the start of the visit before
+            following.counts_2 = visit.counts_2
+            self._close(visit, following, frame)
+        self.visit = following
+
+    def _close(self, visit: Visit, following: Visit, frame: Frame) -> None:
+        limits, plan = self.limits, self.plan[visit.id]
+        used = [
+            item
+            for item in visit.frames
+            if item[0].flags & FLAG_BEAM and item[0].t_ns - FRAME_NS >= visit.t_start_ns + limits["blind_ns"]
+        ]
+        planes = [
+            moments(
+                used,
+                first,
+                window(plan[f"{axis}_strip_mm"], plan[f"sigma_{axis}_strip_mm"], limits[f"pitch_{axis}_mm"]),
+            )
+            for axis, first in (("x", 0), ("y", STRIPS))
+        ]
+        minimum = max(1.0, limits["minimum_counts"] * limits["strip_units_per_count"])
+        seen = all(plane.s0 >= minimum for plane in planes)
+        centres, sigmas = [math.nan, math.nan], [math.nan, math.nan]
+        if seen:
+            for k, axis in enumerate("xy"):
+                pitch_mm, scale = limits[f"pitch_{axis}_mm"], limits[f"strip_scale_{axis}"]
+                centres[k] = planes[k].centre_mm(pitch_mm) / scale
+                sigmas[k] = planes[k].sigma_mm(pitch_mm) / scale
+        pedestal_1 = self.channels[1].pedestal() * float(frame.t_change_ns - visit.t_start_ns)
+        late_1 = following.late_1 - visit.late_1
+        row = Row(
+            visit=visit.id,
+            t_start_ns=visit.t_start_ns,
+            t_end_ns=frame.t_change_ns,
+            start_1=visit.counts_1,
+            start_2=-1 if visit.counts_2 is None else visit.counts_2,
+            counts_1=frame.counts_at_change,
+            counts_2=-1,
+            delta_1=float(frame.counts_at_change - visit.counts_1) - pedestal_1 + late_1,
+            delta_2=math.nan,
+            pedestal_1=pedestal_1,
+            pedestal_2=0.0,
+            late_1=late_1,
+            late_2=following.late_2 - visit.late_2,
+            x_mm=centres[0],
+            y_mm=centres[1],
+            sigma_x_mm=sigmas[0],
+            sigma_y_mm=sigmas[1],
+            strip_counts=sum(delta for _, _, delta in used),
+            strips_x=planes[0].s0,
+            strips_y=planes[1].s0,
+            quality=(0 if seen else QUALITY_NO_POSITION)
+            | (QUALITY_SATURATED if visit.saturated else 0)
+            | (QUALITY_FRAMES_LOST if visit.lost > 0 else 0),
+        )
+        if plan["per_particle_1"] > 0.0:
+            self.particles_1 += row.delta_1 / plan["per_particle_1"]
+        self.open_row = row
+
+    def _pair(self, frame: Frame) -> None:
+        """Does electrometer 2 show the change of visit that electrometer 1 has shown?"""
+        if frame.t_change_ns != self.visit.t_start_ns or frame.visit != self.visit.id:
+            return
+        if self.open_row is not None:
+            self._publish(frame.counts_at_change)
+        elif self.visit.counts_2 is None or self.visit.counts_2 < 0:
+            self.visit.counts_2 = frame.counts_at_change
+
+    def _publish(self, counts_2: int | None) -> None:
+        row = self.open_row
+        assert row is not None
+        plan = self.plan[row.visit]
+        if counts_2 is not None and counts_2 >= 0 and row.start_2 >= 0:
+            row.counts_2 = counts_2
+            row.pedestal_2 = self.channels[2].pedestal() * float(row.t_end_ns - row.t_start_ns)
+            row.delta_2 = float(counts_2 - row.start_2) - row.pedestal_2 + row.late_2
+            if plan["per_particle_2"] > 0.0:
+                self.particles_2 += row.delta_2 / plan["per_particle_2"]
+        else:
+            row.quality |= QUALITY_FRAMES_LOST
+        self.on_row(row)
+        self.open_row = None
+        self.visit.counts_2 = counts_2
+        self.rows.append(row)
+
+
+def _signed(value: int) -> int:
+    """A u64 as the compiled path reads it: its topmost values are negative."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def plain_plan(monitor: Monitor) -> list[dict[str, Any]]:
+    """The visit plan as plain numbers, up to its last planned visit; all others are zero."""
+    used = monitor.plan["preset"].nonzero()[0]
+    return [plain(row) for row in monitor.plan[: int(used[-1]) + 1 if len(used) else 1]]

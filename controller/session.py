@@ -1,0 +1,180 @@
+"""One delivery from plan file to treatment directory: directory, identity, header, then the command API, then the files.
+
+The same sequence runs in virtual and in real time; the caller brings the loop and the real-time path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from controller.clock import now_ns
+from controller.commands import Commands
+from controller.delivery.devices import open_devices
+from controller.delivery.run import Run
+from controller.delivery.states import State
+from controller.delivery.treatment import Treatment
+from controller.dose.path import MonitorPath
+from controller.plan.check import CheckReport
+from controller.plan.loaded import LoadedPlan
+from controller.record.identity import write_identity
+from controller.record.journal import JournalWriter
+from controller.telemetry_sinks import TelemetrySink
+from drivers.errors import BadInput, Refused, SpotwiseError, Stopped
+from sites.loader import effective_config, site_sha256
+from sites.schema import Site
+
+VIRTUAL_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to deliver, where to write it, who says so."""
+
+    plan: Path
+    site: Site
+    out: Path
+    seed: int = 0
+    clock: str = "virtual"
+    operator: str = "simulated"
+    reason: str = "simulated delivery"
+
+
+def make_directory(out: Path) -> None:
+    """Create the treatment directory. Raises `BadInput` where it exists and is not empty."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise BadInput(f"{out}: not empty; a treatment directory is written once: give another --out")
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be made or read: {error}; give another --out") from error
+
+
+def epoch(order: Order, plan_sha256: str) -> datetime:
+    """UTC of 0 ns: virtual runs derive it from what they are, so that the same run gives the same bytes."""
+    if order.clock == "virtual":
+        what = f"{plan_sha256}|{site_sha256(order.site)}|{order.seed}"
+        seconds = int.from_bytes(hashlib.sha256(what.encode()).digest()[:4], "big") % (20 * 365 * 86400)
+        return VIRTUAL_EPOCH + timedelta(seconds=seconds)
+    return datetime.now(UTC) - timedelta(microseconds=now_ns() // 1000)
+
+
+def header(order: Order, loaded: LoadedPlan) -> dict[str, Any]:
+    """The HEADER record: everything that the rest of the journal is to be read with."""
+    plan = dataclasses.asdict(loaded.plan)
+    plan_sha256 = loaded.plan.content_sha256()
+    site = json.loads(effective_config(order.site))
+    # the key that permits are signed with is a secret; the record proves the configuration by its hash
+    site["permits"]["key_hex"] = None
+    return {
+        "format": FORMAT,
+        "version": version("spotwise"),
+        "epoch": epoch(order, plan_sha256).isoformat().replace("+00:00", "Z"),
+        "seed": order.seed,
+        "clock": order.clock,
+        "plan": plan,
+        "plan_sha256": plan_sha256,
+        "site": site,
+        "site_sha256": site_sha256(order.site),
+        "operator": order.operator,
+        "part": 1,
+        "simulated": any(d.kind == "simulated" for _, d in order.site.devices.items()),
+        "patient": loaded.patient.pseudonym(),
+        "fraction_group": loaded.plan.fraction_group,
+    }
+
+
+def write_run(order: Order) -> None:
+    """run.json: what may differ between two runs that are otherwise the same."""
+    run = {
+        "host": platform.node(),
+        "python": sys.version.split()[0],
+        "packages": {name: version(name) for name in ("numpy", "numba", "pydicom", "pymodbus", "aiomqtt")},
+        "started": datetime.now(UTC).isoformat(),
+        "plan": str(order.plan),
+        "pid": os.getpid(),
+    }
+    (order.out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass
+class Outcome:
+    """How a delivery ended."""
+
+    status: str
+    """completed, interrupted, refused or defect"""
+    message: str = ""
+    exit_status: int = 0
+
+
+async def deliver(
+    order: Order,
+    report: CheckReport,
+    path: MonitorPath,
+    key: bytes,
+    telemetry: TelemetrySink,
+    *,
+    nonce: Callable[[], int] | None = None,
+    watch: Callable[[Run, Commands], None] = lambda _run, _commands: None,
+) -> tuple[Outcome, Run]:
+    """Deliver a checked plan field by field through the command API; never raises for what the room does.
+
+    `watch(run, commands)` is called once, before anything is connected: displays and signals hook in there.
+    """
+    loaded = report.loaded
+    if loaded is None or report.outcome != "deliverable":
+        raise Refused("the plan has not passed its check")
+    commands = Commands(order.site)
+    commands.report = report
+    with JournalWriter(order.out / "journal.bin") as journal:
+        write_identity(order.out / "identity.dcm", loaded.patient)
+        journal.header(now_ns(), header(order, loaded))
+        run = Run(order.site, loaded.plan, open_devices(order.site), path, journal, telemetry)
+        if nonce is not None:
+            run.nonce = nonce
+        outcome = Outcome("completed")
+        try:
+            async with Treatment(run, key) as treatment:
+                commands.attach(treatment)
+                watch(run, commands)
+                outcome = await _fields(commands, treatment, order)
+                await treatment.finish(outcome.status)
+        except* SpotwiseError as errors:
+            first = _first(errors)
+            outcome = Outcome("refused" if first.exit_status == 3 else "interrupted", str(first), first.exit_status)
+        await journal.sync()
+    return outcome, run
+
+
+def _first(group: BaseExceptionGroup[SpotwiseError]) -> SpotwiseError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, SpotwiseError)
+    return error
+
+
+async def _fields(commands: Commands, treatment: Treatment, order: Order) -> Outcome:
+    try:
+        await commands.prepare()
+        while treatment.fields_left:
+            await commands.arm(order.operator, order.reason)
+            await commands.beam_on(order.operator)
+    except Stopped as error:
+        return Outcome("interrupted", str(error), error.exit_status)
+    except Refused as error:
+        return Outcome("refused", str(error), error.exit_status)
+    if treatment.run.state is not State.COMPLETED:
+        return Outcome("interrupted", f"ended in state {treatment.run.state.value}", 4)
+    return Outcome("completed")

@@ -1,0 +1,75 @@
+"""How functions are compiled, and where the machine code is kept: in a folder named after the sources.
+
+numba keeps compiled code beside each file and looks only at that file's date. A function that calls one of another file
+would go on running the old one after a change there: in protection code that must not be. Here the folder's name
+is a hash of all sources that compiled code may come from, so changed sources never meet old machine code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = (
+    "drivers",
+    "interlocks",
+    "controller/dose",
+    "controller/compose.py",
+    "controller/record/schema.py",
+    "simulators",
+)
+KEPT = 8
+
+
+def source_hash() -> str:
+    """Hash of the names and contents of all sources that are compiled, and of numba's version."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for entry in SOURCES:
+        path = ROOT / entry
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def _cache_folder() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spotwise" / "compiled"
+    folder = base / source_hash()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="spotwise-compiled-"))
+    _prune(base)
+    return folder
+
+
+def _prune(base: Path) -> None:
+    """Keep the folders used last; another process may prune at the same time."""
+    with contextlib.suppress(OSError):
+        folders = sorted(base.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True)
+        for old in folders[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+numba.config.CACHE_DIR = str(_cache_folder())
+
+
+def compiled(function: F) -> F:
+    """Compile without the interpreter lock; the machine code is kept."""
+    return njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+
+
+def compiled_inline(function: F) -> F:
+    """The same, written into its callers: for functions so small that a call would cost more than the work."""
+    return njit(cache=True, nogil=True, inline="always")(function)  # type: ignore[no-any-return]
