@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from drivers.compiled import compiled
+
 recv: Any = types.ExternalFunction("recv", types.intp(types.intc, types.uintp, types.uintp, types.intc))
 """ssize_t recv(int fd, void *buffer, size_t length, int flags)"""
 send: Any = types.ExternalFunction("send", types.intp(types.intc, types.uintp, types.uintp, types.intc))
