@@ -31,6 +31,6 @@ BACKUP_TRIPPED = 25
 CHAIN_OPENED = 26
 LEASE_EXPIRED = 27
 COMMANDED = 28
-"""The interlock task, or an operator, told the real-time path to drop; the matrix has the condition that it dropped for."""
+"""The interlock task, or an operator, told the real-time path to drop; what it did so for has its own row."""
 COUNTS_BACKWARDS = 29
 SPOT_NOT_SEEN = 30

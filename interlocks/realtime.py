@@ -48,7 +48,7 @@ from interlocks.numbers import (
 OFF_WINDOW_FRAMES = 3
 """Scan frames in a row (200 us each) outside the magnet window that trip."""
 MOVING_FRAMES = 5
-"""The same while the engine says that its magnets move: a move under beam takes less than 0.5 ms, a stuck supply for ever."""
+"""The same while the engine says that its magnets move: a move under beam takes 0.5 ms, a stuck supply for ever."""
 VISIT_APART_FRAMES = 5
 """Scan frames in a row in which engine and electrometer 1 may show different visits, both being alive."""
 FRESH_NS = 300_000

@@ -96,7 +96,7 @@ def judge(
 
 
 def _needed(name: str, expected: Expected) -> bool:
-    """Is anything expected that only this device can say?"""
+    """Is something expected that only this device can say: then its silence is a fault."""
     e = expected
     wanted: dict[str, tuple[object, ...]] = {
         "gantry": (e.gantry_deg,),

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
-from controller.dose.memory import Monitor
+from controller.dose.memory import MAX_VISITS, PLAN_FIELDS, Monitor
 from drivers.flags import FLAG_BEAM, FLAG_REQUEST, FLAG_SATURATED
 from drivers.wires.frames import FRAME_NS, STRIPS, Frame, decode
 
@@ -23,16 +23,7 @@ QUIET_NS = 10_000_000
 OFFSET_CREEP_NS = 10
 
 Numbers = Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class Control:
-    """What asyncio grants; the same meaning as in `controller.dose.memory.CONTROL_FIELDS`."""
-
-    permit_on: bool = False
-    lease_ns: tuple[int, int] = (0, 0)
-    first_visit: int = 0
-    last_visit: int = 0
+UNPLANNED: Numbers = {name: 0 for name, _, _ in PLAN_FIELDS}
 
 
 @dataclass(slots=True)
@@ -148,13 +139,25 @@ def moments(frames: Sequence[tuple[Frame, tuple[int, ...], int]], first: int, st
     )
 
 
+class Listener(Protocol):
+    """Who is told what happens, in the order in which it happens."""
+
+    def lost(self, stream: int, lost: int, in_second: int) -> None: ...
+    def restarted(self, stream: int) -> None: ...
+    def visit_changes(self, before: Visit, visit: int) -> None: ...
+    def row_complete(self, row: Row) -> None: ...
+    def frame_integrated(self, frame: Frame, delta: int, before: Frame | None) -> None: ...
+    def turn(self, now_ns: int) -> None: ...
+
+
 class Integrator:
     """Frames in, rows out."""
 
-    def __init__(self, limits: Numbers, plan: Sequence[Numbers]) -> None:
-        """`limits` and `plan` as in `controller.dose.memory`; see `integrator_for`."""
+    def __init__(self, limits: Numbers, plan: Sequence[Numbers], listener: Listener | None = None) -> None:
+        """`limits` and the rows of `plan` have the fields of `controller.dose.memory`; see `plain`, `plain_plan`."""
         self.limits = limits
-        self.plan = plan
+        self._plan = plan
+        self._listener = listener
         self.channels = {1: Channel(), 2: Channel(), 3: Channel()}
         self.pedestals: tuple[int, ...] = (0,) * (2 * STRIPS)
         self.visit = Visit(0, 0, 0)
@@ -165,13 +168,14 @@ class Integrator:
         self.particles_2 = 0.0
         self.request_off_ns = -(10**12)
 
-    # What a judge may want to hear, in the order in which things happen; an integrator alone judges nothing.
-    def on_lost(self, stream: int, lost: int, in_second: int, t_ns: int) -> None: ...
-    def on_restart(self, stream: int, t_ns: int) -> None: ...
-    def on_change(self, before: Visit, visit: int, t_ns: int) -> None: ...
-    def on_row(self, row: Row) -> None: ...
-    def on_frame(self, frame: Frame, delta: int, before: Frame | None) -> None: ...
-    def on_turn(self, now_ns: int) -> None: ...
+    def planned(self, visit: int) -> Numbers:
+        """The plan of a visit; zeros for one that was never planned."""
+        return self._plan[visit] if visit < len(self._plan) else UNPLANNED
+
+    def flags(self, stream: int) -> int:
+        """Flags of a stream's newest frame."""
+        newest = self.channels[stream].newest
+        return 0 if newest is None else newest.flags
 
     def receive(self, data: bytes, now_ns: int) -> None:
         """One datagram, whatever it is."""
@@ -182,13 +186,14 @@ class Integrator:
             before = self.channels[frame.stream].newest
             if self._accept(frame, now_ns):
                 self._integrate(frame, before)
-        self.on_turn(now_ns)
+        if self._listener is not None:
+            self._listener.turn(now_ns)
 
     def _accept(self, frame: Frame, now_ns: int) -> bool:
         c = self.channels[frame.stream]
         known = c.newest is not None and c.newest.boot_nonce == frame.boot_nonce
-        if c.newest is not None and not known:
-            self.on_restart(frame.stream, frame.t_ns)
+        if c.newest is not None and not known and self._listener is not None:
+            self._listener.restarted(frame.stream)
         previous, previous_ns = frame.sequence - 1, frame.t_ns - 1
         if known and c.newest is not None:
             previous, previous_ns = c.newest.sequence, c.newest.t_ns
@@ -203,15 +208,12 @@ class Integrator:
         if lost > 0:
             c.window_lost += lost
             self.visit.lost += lost
-            self.on_lost(frame.stream, lost, c.window_lost, frame.t_ns)
+            if self._listener is not None:
+                self._listener.lost(frame.stream, lost, c.window_lost)
         c.newest = frame
         c.arrival_ns = now_ns
         c.offset_ns = min(c.offset_ns + OFFSET_CREEP_NS, now_ns - frame.t_ns)
         return True
-
-    def _flags(self, stream: int) -> int:
-        newest = self.channels[stream].newest
-        return 0 if newest is None else newest.flags
 
     def _integrate(self, frame: Frame, before: Frame | None) -> None:
         c = self.channels[frame.stream]
@@ -221,7 +223,7 @@ class Integrator:
             c.deltas = [*c.deltas[1:], delta]
             if c.start_counts < 0:
                 c.start_counts = frame.counts
-            quiet = not (frame.flags & FLAG_BEAM or self._flags(3) & FLAG_REQUEST)
+            quiet = not (frame.flags & FLAG_BEAM or self.flags(3) & FLAG_REQUEST)
             if quiet and before is not None and frame.t_ns - self.request_off_ns > QUIET_NS:
                 c.quiet_ns += FRAME_NS
                 c.quiet_counts += delta
@@ -237,20 +239,23 @@ class Integrator:
             self.request_off_ns = frame.t_ns
         if frame.stream != 3 and frame.flags & FLAG_SATURATED:
             self.visit.saturated = True
-        self.on_frame(frame, delta, before)
+        if self._listener is not None:
+            self._listener.frame_integrated(frame, delta, before)
 
     def _follow_visits(self, frame: Frame, delta: int) -> None:
         visit = self.visit
         if frame.visit == visit.id:
-            visit.frames.append((frame, self.pedestals, delta))
+            if visit.id > 0:
+                visit.frames.append((frame, self.pedestals, delta))
             return
-        self.on_change(visit, frame.visit, frame.t_ns)
+        if self._listener is not None:
+            self._listener.visit_changes(visit, frame.visit)
         if self.open_row is not None:
             self._publish(None)
-        known = frame.visit if frame.visit < len(self.plan) else 0
+        known = frame.visit if frame.visit < MAX_VISITS else 0
         following = Visit(known, frame.t_change_ns, frame.counts_at_change)
         if visit.id > 0:
-            beam_goes_on = frame.visit > 0 and frame.flags & FLAG_BEAM and self._flags(3) & FLAG_REQUEST
+            beam_goes_on = frame.visit > 0 and frame.flags & FLAG_BEAM and self.flags(3) & FLAG_REQUEST
             if beam_goes_on:
                 following.late_1 = self.channels[1].rate() * self.limits["lag_1_ns"]
                 following.late_2 = self.channels[2].rate() * self.limits["lag_2_ns"]
@@ -260,7 +265,7 @@ class Integrator:
         self.visit = following
 
     def _close(self, visit: Visit, following: Visit, frame: Frame) -> None:
-        limits, plan = self.limits, self.plan[visit.id]
+        limits, plan = self.limits, self.planned(visit.id)
         used = [
             item
             for item in visit.frames
@@ -270,9 +275,9 @@ class Integrator:
             moments(
                 used,
                 first,
-                window(plan[f"{axis}_strip_mm"], plan[f"sigma_{axis}_strip_mm"], limits[f"pitch_{axis}_mm"]),
+                window(plan[f"{axis}_strip_mm"], plan[f"sigma_{axis}_strip_mm"], limits[pitch]),
             )
-            for axis, first in (("x", 0), ("y", STRIPS))
+            for axis, pitch, first in (("x", "pitch_x_mm", 0), ("y", "pitch_y_mm", STRIPS))
         ]
         minimum = max(1.0, limits["minimum_counts"] * limits["strip_units_per_count"])
         seen = all(plane.s0 >= minimum for plane in planes)
@@ -314,7 +319,7 @@ class Integrator:
         self.open_row = row
 
     def _pair(self, frame: Frame) -> None:
-        """Does electrometer 2 show the change of visit that electrometer 1 has shown?"""
+        """Electrometer 2 may show the change of visit that electrometer 1 has shown."""
         if frame.t_change_ns != self.visit.t_start_ns or frame.visit != self.visit.id:
             return
         if self.open_row is not None:
@@ -325,7 +330,7 @@ class Integrator:
     def _publish(self, counts_2: int | None) -> None:
         row = self.open_row
         assert row is not None
-        plan = self.plan[row.visit]
+        plan = self.planned(row.visit)
         if counts_2 is not None and counts_2 >= 0 and row.start_2 >= 0:
             row.counts_2 = counts_2
             row.pedestal_2 = self.channels[2].pedestal() * float(row.t_end_ns - row.t_start_ns)
@@ -334,7 +339,8 @@ class Integrator:
                 self.particles_2 += row.delta_2 / plan["per_particle_2"]
         else:
             row.quality |= QUALITY_FRAMES_LOST
-        self.on_row(row)
+        if self._listener is not None:
+            self._listener.row_complete(row)
         self.open_row = None
         self.visit.counts_2 = counts_2
         self.rows.append(row)

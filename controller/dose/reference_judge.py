@@ -1,0 +1,229 @@
+"""The real-time judgements once more in plain Python, beside `controller.dose.reference`: the first condition wins.
+
+It is told by the integrator what happens and remembers the first thing that was wrong. Commands and leases are
+asyncio's affair and are not judged here; silence is, from the turn on in which permits are on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from controller.dose.memory import MAX_VISITS, MEAN_VISITS, Monitor
+from controller.dose.reference import Integrator, Row, Visit, plain, plain_plan
+from drivers.flags import (
+    FLAG_ARMED,
+    FLAG_BEAM,
+    FLAG_CHAIN,
+    FLAG_HV_OK,
+    FLAG_MOVING,
+    FLAG_REQUEST,
+    FLAG_SATURATED,
+    FLAG_TRIPPED,
+)
+from drivers.wires.frames import (
+    SCAN_BEAM_ON_US,
+    SCAN_ENGINE_TRIP,
+    SCAN_X_PRIMARY_MA,
+    SCAN_X_REDUNDANT_MA,
+    SCAN_X_SET_MA,
+    SCAN_Y_PRIMARY_MA,
+    SCAN_Y_REDUNDANT_MA,
+    SCAN_Y_SET_MA,
+    Frame,
+)
+from interlocks import numbers
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOut:
+    """The first condition, as the real-time path latches it."""
+
+    number: int
+    visit: int
+    value: float
+    limit: float
+
+
+class Judge:
+    """Listens to an `Integrator`; `first_out` is the first condition that held."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        """Limits, plan and allowed visits are copied from a real-time memory that is ready for a field."""
+        self.integrator = Integrator(plain(monitor.limits), plain_plan(monitor), self)
+        control = plain(monitor.control)
+        self.first_visit, self.last_visit = control["first_visit"], control["last_visit"]
+        self.permit_on = False
+        self.first_out: FirstOut | None = None
+        self._beam_since_ns: int | None = None
+        self._over_rate = self._off_window = self._apart = 0
+        self._errors: list[tuple[float, float]] = []
+
+    def _trip(self, number: int, value: float, limit: float) -> None:
+        if self.first_out is None:
+            self.first_out = FirstOut(number, self.integrator.visit.id, float(value), float(limit))
+
+    def _limit(self, name: str) -> Any:
+        return self.integrator.limits[name]
+
+    def lost(self, stream: int, lost: int, in_second: int) -> None:
+        """Three in a row, or more than 0.1 % in a second."""
+        for count, limit, hit in (
+            (lost, self._limit("lost_in_a_row"), lost >= self._limit("lost_in_a_row")),
+            (in_second, self._limit("lost_per_second"), in_second > self._limit("lost_per_second")),
+        ):
+            if hit:
+                self._trip(numbers.FRAME_LOSS_1 + stream - 1, count, limit)
+
+    def restarted(self, stream: int) -> None:
+        """Another boot nonce."""
+        self._trip(numbers.DEVICE_RESTARTED, stream, 0.0)
+
+    def visit_changes(self, before: Visit, visit: int) -> None:
+        """Only allowed visits, upwards, none passed over without a frame lost."""
+        if visit == 0:
+            return
+        allowed = range(max(self.first_visit, before.id), self.last_visit + 1)
+        if visit not in allowed or (before.id > 0 and visit - before.id - 1 > before.lost):
+            self._trip(numbers.VISIT_SEQUENCE, visit, self.last_visit)
+
+    def turn(self, now_ns: int) -> None:
+        """Silence."""
+        for stream, channel in self.integrator.channels.items():
+            silence_ns = now_ns - channel.arrival_ns
+            if self.permit_on and (channel.newest is None or silence_ns > self._limit("stale_ns")):
+                self._trip(numbers.STREAM_SILENT_1 + stream - 1, silence_ns * 1e-6, self._limit("stale_ns") * 1e-6)
+
+    def frame_integrated(self, frame: Frame, delta: int, before: Frame | None) -> None:
+        """All that one frame shows."""
+        if frame.stream == 3:
+            self._scan(frame, 0 if before is None else before.flags)
+            return
+        first = frame.stream == 1
+        if not frame.flags & FLAG_HV_OK:
+            self._trip(numbers.HIGH_VOLTAGE_1 if first else numbers.HIGH_VOLTAGE_2, 0.0, 0.0)
+        if frame.flags & FLAG_SATURATED:
+            self._trip(numbers.SATURATED, delta if first else 0.0, 0.0)
+        if first:
+            self._unrequested(frame)
+        elif frame.flags & FLAG_TRIPPED:
+            self._trip(numbers.BACKUP_TRIPPED, 0.0, 0.0)
+        if delta < -self._limit("spot_dose_counts"):
+            self._trip(numbers.COUNTS_BACKWARDS, delta, -self._limit("spot_dose_counts"))
+        field = frame.counts - self.integrator.channels[frame.stream].start_counts
+        limit = self._limit(f"field_counts_{frame.stream}")
+        if field > limit:
+            self._trip(numbers.FIELD_DOSE_PRIMARY if first else numbers.FIELD_DOSE_SECONDARY, field, limit)
+        if self.integrator.visit.id > 0:
+            if first:
+                self._primary(frame, delta)
+            else:
+                self._secondary(frame)
+
+    def _unrequested(self, frame: Frame) -> None:
+        if not frame.flags & FLAG_BEAM or self.integrator.flags(3) & FLAG_REQUEST:
+            self._beam_since_ns = None
+            return
+        if self._beam_since_ns is None:
+            self._beam_since_ns = frame.t_ns
+        for_ns = frame.t_ns - max(self._beam_since_ns, self.integrator.request_off_ns)
+        if for_ns > self._limit("proof_ns"):
+            self._trip(numbers.BEAM_WITHOUT_REQUEST, for_ns * 1e-6, self._limit("proof_ns") * 1e-6)
+
+    def _primary(self, frame: Frame, delta: int) -> None:
+        visit = self.integrator.visit
+        plan = self.integrator.planned(visit.id)
+        counts = frame.counts - visit.counts_1
+        preset = plan["preset"]
+        limit = preset + max(preset * self._limit("spot_dose"), self._limit("spot_dose_counts")) + plan["slack_1"]
+        if counts > limit:
+            self._trip(numbers.SPOT_DOSE_PRIMARY, counts, limit)
+        self._over_rate = self._over_rate + 1 if delta > plan["rate_limit"] else 0
+        if self._over_rate >= 2:
+            self._trip(numbers.RATE_HIGH, delta, plan["rate_limit"])
+
+    def _secondary(self, frame: Frame) -> None:
+        visit, row = self.integrator.visit, self.integrator.open_row
+        if visit.counts_2 is None or visit.counts_2 < 0:
+            return
+        plan = self.integrator.planned(visit.id)
+        expected = plan["expected_2"]
+        if row is not None:
+            expected += self.integrator.planned(row.visit)["expected_2"]
+        limit = expected + max(expected * self._limit("spot_dose"), self._limit("secondary_counts")) + plan["slack_2"]
+        if frame.counts - visit.counts_2 > limit:
+            self._trip(numbers.SPOT_DOSE_SECONDARY, frame.counts - visit.counts_2, limit)
+
+    def _scan(self, frame: Frame, flags_before: int) -> None:
+        flags, words = frame.flags, frame.words
+        if flags & FLAG_REQUEST:
+            self._beam_since_ns = None
+        if flags & FLAG_TRIPPED:
+            self._trip(numbers.ENGINE_TRIPPED, words[SCAN_ENGINE_TRIP], 0.0)
+        if self.permit_on and flags_before & FLAG_CHAIN and not flags & FLAG_CHAIN:
+            self._trip(numbers.CHAIN_OPENED, 0.0, 1.0)
+        off_ma = max(
+            abs(words[a] - words[b])
+            for a, b in (
+                (SCAN_X_PRIMARY_MA, SCAN_X_SET_MA),
+                (SCAN_Y_PRIMARY_MA, SCAN_Y_SET_MA),
+                (SCAN_X_REDUNDANT_MA, SCAN_X_PRIMARY_MA),
+                (SCAN_Y_REDUNDANT_MA, SCAN_Y_PRIMARY_MA),
+            )
+        )
+        bad = flags & FLAG_ARMED and flags & FLAG_REQUEST and off_ma > self._limit("window_ma")
+        self._off_window = self._off_window + 1 if bad else 0
+        if self._off_window >= (5 if (flags | flags_before) & FLAG_MOVING else 3):
+            self._trip(numbers.MAGNET_READBACK, off_ma * 1e-3, self._limit("window_ma") * 1e-3)
+        newest = self.integrator.channels[1].newest
+        other_ns = 0 if newest is None else newest.t_ns
+        shown = self.integrator.visit.id
+        self._apart = self._apart + 1 if frame.visit != shown and frame.t_ns - other_ns < 300_000 else 0
+        if self._apart >= 5:
+            self._trip(numbers.VISIT_SEQUENCE, frame.visit, shown)
+        if 0 < frame.visit < MAX_VISITS:
+            limit_us = self.integrator.planned(frame.visit)["time_limit_us"]
+            if words[SCAN_BEAM_ON_US] > limit_us:
+                self._trip(numbers.SPOT_TIME, words[SCAN_BEAM_ON_US] * 1e-3, limit_us * 1e-3)
+
+    def row_complete(self, row: Row) -> None:
+        """Dose, agreement, position, width, running mean."""
+        plan = self.integrator.planned(row.visit)
+        for number, dose, wanted, floor in (
+            (numbers.SPOT_DOSE_PRIMARY, row.delta_1, plan["preset"], self._limit("spot_dose_counts")),
+            (numbers.SPOT_DOSE_SECONDARY, row.delta_2, plan["expected_2"], self._limit("secondary_counts")),
+        ):
+            limit = wanted + max(wanted * self._limit("spot_dose"), floor)
+            if dose > limit:
+                self._trip(number, dose, limit)
+        one, two = self.integrator.particles_1, self.integrator.particles_2
+        if max(one, two) * plan["per_particle_1"] > self._limit("disagreement_counts"):
+            difference = abs(two - one) / max(one, two)
+            if difference > self._limit("disagreement"):
+                self._trip(numbers.MONITORS_DISAGREE, difference, self._limit("disagreement"))
+        seen = min(row.strips_x, row.strips_y) / self._limit("strip_units_per_count")
+        if row.strip_counts >= 2 * self._limit("minimum_counts") and seen < 0.5 * row.strip_counts:
+            self._trip(numbers.SPOT_NOT_SEEN, seen, 0.5 * row.strip_counts)
+        if not math.isnan(row.x_mm):
+            self._place(row)
+
+    def _place(self, row: Row) -> None:
+        plan = self.integrator.planned(row.visit)
+        scale_x, scale_y = self._limit("strip_scale_x"), self._limit("strip_scale_y")
+        dx, dy = row.x_mm - plan["x_strip_mm"] / scale_x, row.y_mm - plan["y_strip_mm"] / scale_y
+        error = math.sqrt(dx * dx + dy * dy)
+        if error > plan["position_limit_mm"]:
+            self._trip(numbers.SPOT_POSITION, error, plan["position_limit_mm"])
+        for sigma, expected in (
+            (row.sigma_x_mm, plan["sigma_x_strip_mm"] / scale_x),
+            (row.sigma_y_mm, plan["sigma_y_strip_mm"] / scale_y),
+        ):
+            if expected > 0 and abs(sigma / expected - 1.0) > self._limit("width"):  # a NaN width is not judged
+                self._trip(numbers.SPOT_WIDTH, abs(sigma / expected - 1.0), self._limit("width"))
+        self._errors.append((dx, dy))
+        last = self._errors[-MEAN_VISITS:]
+        if len(last) == MEAN_VISITS:
+            mean = math.hypot(sum(x for x, _ in last) / MEAN_VISITS, sum(y for _, y in last) / MEAN_VISITS)
+            if mean > self._limit("position_mean_mm"):
+                self._trip(numbers.POSITION_MEAN, mean, self._limit("position_mean_mm"))
