@@ -116,11 +116,15 @@ class Room:
             return PlantAccelerator(self.plant, self.site, self.now_ns).device(register_map, identity)
         if name == "scan_controller":
             scan = PlantScanController(self.plant, self.now_ns, self._field_begins, self._streams)
-            return scan.device(register_map, identity)
+            device = scan.device(register_map, identity)
+            device.set("acknowledged", int(self.plant.state["results_ack"]))
+            return device
         if name in ("electrometer_1", "electrometer_2"):
             number = int(name[-1])
             electrometer = PlantElectrometer(self.plant, self.site, number, self.now_ns, self._streams)
-            return electrometer.device(register_map, identity)
+            device = electrometer.device(register_map, identity)
+            device.set("acknowledged", int(self.plant.state[f"latches_{number}_ack"]))
+            return device
         if name == "safety_chain":
             return PlantSafetyChain(self.plant, self.now_ns).device(register_map, identity)
         slow = {"gantry": self.gantry, "nozzle": self.nozzle, "gating": self.gating}[name]

@@ -1,0 +1,87 @@
+"""What the simulated devices keep over a power loss: monitor counters, and result rings up to what was acknowledged.
+
+One small npz file, replaced as a whole, so that a reader never finds half of one. Boot nonces, self-tests and the
+chain's session are not kept: after a power-up they are new, as on a real device.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from drivers.errors import BadInput
+from simulators.plant.state import RING, Plant
+
+FORMAT = 1
+_ACKNOWLEDGED = ("results_ack", "latches_1_ack", "latches_2_ack")
+_RINGS = ("results", "latches_1", "latches_2")
+_BITS_OF_A_COUNT = 24
+
+
+def save_retained(plant: Plant, site_name: str, path: Path) -> None:
+    """Write counters and unacknowledged ring rows; may be called while the plant runs. Raises OSError."""
+    state = plant.state
+    results = int(state["results"])
+    acknowledged = [int(state[name]) for name in _ACKNOWLEDGED]
+    first = max(min(*acknowledged, results), results - RING, 0)
+    at = np.arange(first, results) % RING
+    rings = {f"ring_{name}": getattr(plant, name)[at] for name in _RINGS}
+    # read after the rings: a count may come before its row, never a row before its count
+    counts = [int(state[f"retained_{n}"]) + (int(state[f"counts_{n}"]) >> _BITS_OF_A_COUNT) for n in (1, 2)]
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as file:
+            np.savez(
+                file,
+                allow_pickle=False,
+                format=np.int64(FORMAT),
+                site=np.array(site_name),
+                counts=np.array(counts, np.int64),
+                acknowledged=np.array(acknowledged, np.int64),
+                first=np.int64(first),
+                written=np.int64(results),
+                **rings,
+            )
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def restore_retained(plant: Plant, site_name: str, path: Path) -> bool:
+    """Put what was kept into a plant that does not run yet; False where there is no file.
+
+    Raises `BadInput` for a file that is damaged or another site's.
+    """
+    if not path.exists():
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if int(kept["format"]) != FORMAT:
+                raise BadInput(f"{path}: state of format {int(kept['format'])}, want {FORMAT}; remove the file")
+            if str(kept["site"]) != site_name:
+                raise BadInput(f"{path}: state of the simulators of {kept['site']}, not of {site_name}")
+            first, results = int(kept["first"]), int(kept["written"])
+            rings = {name: kept[f"ring_{name}"] for name in _RINGS}
+            counts, acknowledged = kept["counts"], kept["acknowledged"]
+            at = np.arange(first, results) % RING
+            if not 0 <= results - first <= RING or counts.shape != (2,) or acknowledged.shape != (3,):
+                raise ValueError("counters that cannot be")
+            for name, rows in rings.items():
+                if rows.shape != at.shape or rows.dtype != getattr(plant, name).dtype:
+                    raise ValueError(f"ring {name} of another layout")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise BadInput(
+            f"{path}: no state of simulators: {error}; remove the file to start with new counters"
+        ) from error
+    for name, rows in rings.items():
+        getattr(plant, name)[at] = rows
+    state = plant.state
+    state["results"] = results
+    for name, value in zip(_ACKNOWLEDGED, acknowledged, strict=True):
+        state[name] = value
+    for number, value in zip((1, 2), counts, strict=True):
+        state[f"retained_{number}"] = state[f"frame_counts_{number}"] = value
+    return True

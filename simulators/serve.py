@@ -1,0 +1,178 @@
+"""A room of simulated devices as a process of its own, in real time, on the site's real addresses.
+
+    python -m simulators.serve --site carbon-fixed --seed 1
+
+prints one JSON line `{"ready": true, ...}` once every device answers, and ends in order on SIGTERM or SIGINT. It
+survives a controller that is killed; where a controller started it, it ends by itself when none has come back for
+`orphan_s`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from drivers.errors import BadInput, Refused, SpotwiseError
+from drivers.wires.realtime import RealtimeWishes
+from simulators.faults import Fault, load_faults
+from simulators.realtime import RoomThread
+from simulators.retained import restore_retained, save_retained
+from simulators.room import Room
+from simulators.truth_file import write_truths
+from sites.loader import load_site, site_from_config
+from sites.schema import Site
+
+log = logging.getLogger("spotwise.simulators.serve")
+
+SAVE_S = 0.5
+LOOK_S = 1.0
+
+
+async def serve_room(
+    site: Site,
+    seed: int,
+    *,
+    faults: tuple[Fault, ...] = (),
+    truth_path: Path | None = None,
+    state_path: Path | None = None,
+    orphan_s: float | None = None,
+    wishes: RealtimeWishes | None = None,
+) -> None:
+    """Serve the site's simulated devices until SIGTERM, SIGINT, or nobody has asked for `orphan_s`.
+
+    `truth_path`: where to write what was really delivered, at the end (see `simulators.truth_file`).
+    `state_path`: where retained registers live. Raises `Refused` where an address is taken or nothing is
+    simulated, `BadInput` for a state file that cannot be used.
+    """
+    devices = [name for name, device in site.devices.items() if device.kind == "simulated"]
+    if not devices:
+        raise Refused(f"site {site.name}: every device is real; there is nothing to simulate")
+    room = Room(site, seed, boot=secrets.token_hex(8))
+    if state_path is not None:
+        restore_retained(room.plant, site.name, state_path)
+    end = asyncio.Event()
+    try:
+        with _signals(end), RoomThread(room, wishes) as thread:
+            async with room.serve():
+                ready = {"ready": True, "site": site.name, "pid": os.getpid(), "devices": devices}
+                print(json.dumps({**ready, "granted": thread.granted}), flush=True)
+                await _until(end, room, faults, state_path, orphan_s)
+            log.info("ends: %s", thread.figures())
+    finally:
+        # the plant stands still now: the last state and the truth are exact
+        if state_path is not None:
+            _save(room, state_path)
+        if truth_path is not None:
+            write_truths(truth_path, room.truths())
+
+
+async def _until(
+    end: asyncio.Event, room: Room, faults: tuple[Fault, ...], state_path: Path | None, orphan_s: float | None
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(room.play(faults), name="faults")]
+        if orphan_s is not None:
+            tasks.append(group.create_task(_watch_orphan(end, room, orphan_s), name="orphan watch"))
+        if state_path is not None:
+            group.create_task(_keep_state(end, room, state_path), name="retained registers")
+        await end.wait()
+        for task in tasks:
+            task.cancel()
+
+
+async def _keep_state(end: asyncio.Event, room: Room, path: Path) -> None:
+    while not end.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(end.wait(), SAVE_S)
+        await asyncio.to_thread(_save, room, path)  # a slow disk must not keep devices from answering
+
+
+def _save(room: Room, path: Path) -> None:
+    try:
+        save_retained(room.plant, room.site.name, path)
+    except OSError as error:
+        log.warning("%s: retained registers not written: %s", path, error)
+
+
+async def _watch_orphan(end: asyncio.Event, room: Room, orphan_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    known = (-1, -1)
+    since = loop.time()
+    while loop.time() - since <= orphan_s:
+        latest = (sum(wire.requests for wire in room.wires), int(room.plant.state["permits"]))
+        if latest != known:
+            known, since = latest, loop.time()
+        await asyncio.sleep(min(LOOK_S, orphan_s))
+    log.warning("no controller for %g s: the simulators end", orphan_s)
+    end.set()
+
+
+@contextlib.contextmanager
+def _signals(end: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, end.set)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _read_site(name: str | None, config: Path | None) -> Site:
+    if config is None:
+        return load_site(str(name))
+    try:
+        return site_from_config(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{config}: effective site cannot be read: {error}") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve a room; 0, or the error's exit status with one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m simulators.serve", description="simulated devices, in real time")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--site", help="name of a shipped site, or path of a site file")
+    which.add_argument("--site-config", type=Path, help="effective site as JSON, as a controller writes it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", type=Path, help="fault scenario")
+    parser.add_argument("--truth", type=Path, help="write what was really delivered here, at the end")
+    parser.add_argument("--state", type=Path, help="keep retained registers here")
+    parser.add_argument("--orphan-s", type=float, help="end when no controller has asked for so long")
+    parser.add_argument("--fifo-priority", type=int, help="ask for SCHED_FIFO at this priority")
+    parser.add_argument("--cpu", type=int, help="ask to run the plant on this CPU only")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what it finds, our own errors say
+    try:
+        site = _read_site(given.site, given.site_config)
+        faults = () if given.faults is None else load_faults(given.faults)
+        asyncio.run(
+            serve_room(
+                site,
+                given.seed,
+                faults=faults,
+                truth_path=given.truth,
+                state_path=given.state,
+                orphan_s=given.orphan_s,
+                wishes=RealtimeWishes(fifo_priority=given.fifo_priority, cpu=given.cpu),
+            )
+        )
+    except SpotwiseError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
