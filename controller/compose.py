@@ -23,13 +23,27 @@ from controller.record.truth import truth_figures
 from drivers.compiled import compiled
 from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL, FLAG_TRIPPED
 from drivers.wires.latency import WireLatency
+from simulators.broker import broker_process as broker_process
 from simulators.faults import Fault
+from simulators.faults import load_faults as load_scenario
 from simulators.plant.build import permit_key
 from simulators.plant.chain import receive_permit
 from simulators.plant.state import FRAME_NS, ION_UNIT
 from simulators.plant.step import advance_frame
 from simulators.room import Room
+from simulators.serve import serve_room as serve_room
+from simulators.truth_file import read_truths as read_truths
 from sites.schema import Site
+
+__all__ = [
+    "VirtualWorld",
+    "broker_process",
+    "load_scenario",
+    "read_truths",
+    "serve_room",
+    "site_key",
+    "wire_latencies",
+]
 
 PERMIT_BYTES = 64
 

@@ -43,6 +43,18 @@ class MemorySink:
         return next((body for topic, body in reversed(self.messages) if topic == topic_name), None)
 
 
+class LatestSink:
+    """Keeps the last message of each topic unread, and counts: for runs that nobody watches."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, Mapping[str, Any]] = {}
+        self.count = 0
+
+    def publish(self, topic_name: str, payload: Mapping[str, Any]) -> None:
+        self.latest[topic_name] = payload
+        self.count += 1
+
+
 @dataclass(frozen=True, slots=True)
 class SpotPoint:
     """One delivered visit, for watchers; NaN positions mean that none was measured."""

@@ -1,0 +1,278 @@
+"""The command line: `spotwise COMMAND`. Results on stdout (one JSON object with --json), everything else on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from controller.plan.check import CheckReport, check_plan
+from controller.plan.table import format_report
+from drivers.errors import BadInput, Refused, SpotwiseError
+from sites.loader import load_site, shipped_sites
+from sites.schema import Site
+
+DEFECT = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0 done, 2 bad input, 3 refused, 4 stopped, 5 defect."""
+    options = parser().parse_args(arguments)
+    # libraries may not write on the terminal by themselves; what matters reaches the operator through our own words
+    logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except SpotwiseError as error:
+        print(f"spotwise: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("spotwise: interrupted before anything was delivered", file=sys.stderr)
+        return 4
+    except BrokenPipeError:
+        return 0
+    except Exception:
+        # the boundary: whatever gets here is a defect of Spotwise, and says so
+        traceback.print_exc()
+        print("spotwise: this is a defect; please report it with the lines above", file=sys.stderr)
+        return DEFECT
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(
+        prog="spotwise", description="Beam delivery for spot-scanned ion therapy. Research software, no medical device."
+    )
+    top.add_argument("--version", action="version", version=f"spotwise {version('spotwise')}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    check = _command(commands, "check", _check, "is this plan sound, and can this room deliver it?")
+    _plan_options(check)
+
+    deliver = _command(commands, "deliver", _deliver, "deliver a plan")
+    _plan_options(deliver)
+    deliver.add_argument("--clock", choices=("real", "virtual"), default="real", help="default: real")
+    deliver.add_argument("--seed", type=int, default=0, help="of everything random in the simulated room (default 0)")
+    deliver.add_argument("--fault", type=Path, metavar="FILE", help="fault scenario for the simulated room")
+    deliver.add_argument("--out", type=Path, metavar="DIR", help="treatment directory (default: treatment-<UTC time>)")
+    deliver.add_argument("--operator", help="who arms and resets; needed where any device is real")
+    deliver.add_argument("--reason", help="why; needed where any device is real")
+
+    simulate = _command(commands, "simulate", _simulate, "serve a site's simulated devices on their addresses")
+    simulate.add_argument("--site", required=True, metavar="NAME|FILE")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--fault", type=Path, metavar="FILE")
+    simulate.add_argument("--state", type=Path, metavar="FILE", help="keep retained counters here")
+    simulate.add_argument("--truth", type=Path, metavar="FILE", help="at the end, write what really happened (npz)")
+
+    report = _command(
+        commands, "report", _report, "rebuild record and report of a treatment directory from its journal"
+    )
+    report.add_argument("directory", type=Path, metavar="DIR")
+
+    verify = _command(commands, "verify", _verify, "prove a treatment directory whole and untouched")
+    verify.add_argument("directory", type=Path, metavar="DIR")
+
+    registers = _command(commands, "registers", _registers, "every device's address, registers, units and limits")
+    registers.add_argument("--site", required=True, metavar="NAME|FILE")
+
+    interlocks = _command(commands, "interlocks", _interlocks, "every interlock condition: cause, place, budget, hint")
+    del interlocks
+    return top
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else")
+    return command
+
+
+def _plan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("plan", type=Path, metavar="PLAN", help="DICOM RT Ion Plan or TRiP98 .rst file")
+    command.add_argument(
+        "--site", required=True, metavar="NAME|FILE", help=f"a site file, or one of: {', '.join(shipped_sites())}"
+    )
+    command.add_argument("--fraction-group", type=int, metavar="N", help="default: the lowest, with a warning")
+    command.add_argument("--allow-unapproved", action="store_true", help="research sites only")
+    command.add_argument("--gantry-deg", type=float, metavar="DEG", help="beam port of a TRiP98 file")
+    command.add_argument("--couch-deg", type=float, metavar="DEG", help="couch rotation for a TRiP98 file")
+
+
+def _checked(options: argparse.Namespace, site: Site) -> CheckReport:
+    return check_plan(
+        options.plan,
+        site,
+        fraction_group=options.fraction_group,
+        allow_unapproved=options.allow_unapproved,
+        gantry_deg=options.gantry_deg,
+        couch_deg=options.couch_deg,
+    )
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, allow_nan=False))
+
+
+def _check(options: argparse.Namespace) -> int:
+    report = _checked(options, load_site(options.site))
+    if options.json:
+        _print_json(report.to_json())
+    else:
+        print(format_report(report))
+    return report.exit_status
+
+
+def _deliver(options: argparse.Namespace) -> int:
+    site = load_site(options.site)
+    operator, reason = _authority(options, site)
+    report = _checked(options, site)
+    if report.outcome != "deliverable":
+        return _not_deliverable(options, report)
+    # what delivers is not needed to check: import it only now
+    from controller.record.rebuild import rebuild  # noqa: PLC0415
+    from controller.session import Order, make_directory, write_run  # noqa: PLC0415
+
+    if options.fault is not None and not site.all_simulated:
+        raise Refused("--fault is for rooms in which every device is simulated")
+    out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    make_directory(out)
+    order = Order(options.plan, site, out, options.seed, options.clock, operator, reason)
+    write_run(order)
+    if options.clock == "virtual":
+        if not site.all_simulated:
+            raise Refused("--clock virtual is for rooms in which every device is simulated")
+        from controller.run_virtual import deliver_virtual as run  # noqa: PLC0415
+    else:
+        from controller.run_real import deliver_real as run  # noqa: PLC0415
+    outcome = run(order, report, options.fault)
+    if outcome.status == "refused":
+        raise Refused(outcome.message)
+    summary = rebuild(out)
+    if options.json:
+        _print_json(summary)
+    else:
+        print(_summary_text(summary, out, outcome.message))
+    return outcome.exit_status
+
+
+def _authority(options: argparse.Namespace, site: Site) -> tuple[str, str]:
+    if site.all_simulated:
+        return "simulated", "simulated delivery"
+    if not sys.stdin.isatty() or not options.operator or not options.reason:
+        raise Refused(
+            f"site {site.name} has real devices: deliver needs a terminal, --operator and --reason (got operator "
+            f"{options.operator!r}, reason {options.reason!r})"
+        )
+    if options.operator not in site.operators.names:
+        raise Refused(f"operator {options.operator!r} is not one of this room's: {', '.join(site.operators.names)}")
+    return options.operator, options.reason
+
+
+def _not_deliverable(options: argparse.Namespace, report: CheckReport) -> int:
+    if options.json:
+        _print_json({"outcome": report.outcome, "findings": report.to_json()["findings"], "files": {}})
+    print(format_report(report), file=sys.stderr)
+    return report.exit_status
+
+
+def _summary_text(summary: dict[str, Any], out: Path, message: str) -> str:
+    dose, position = summary["spot_dose_error_pct"], summary["spot_position_error_mm"]
+    times = summary["time_s"]
+    lines = [
+        f"{summary['outcome']}: {summary['spots_delivered']} of {summary['spots_planned']} spots, "
+        f"{_figure(summary['mu_primary'], '.2f')} of {_figure(summary['mu_planned'], '.2f')} MU "
+        f"(second monitor {_figure(summary['mu_secondary'], '.2f')})",
+        f"spot dose error   mean {_figure(dose['mean'], '+.3f')} %, sd {_figure(dose['sd'], '.3f')} %, "
+        f"p95 {_figure(dose['p95'], '.3f')} %",
+        f"spot position     p95 {_figure(position['p95'], '.3f')} mm, max {_figure(position['max'], '.3f')} mm",
+        f"time              {times['total']:.1f} s, beam on {times['beam_on']:.1f} s",
+    ]
+    if "truth" in summary and summary["truth"]["spot_dose_error_pct"]["mean"] is not None:
+        truth = summary["truth"]
+        lines.append(
+            f"against the plant mean {truth['spot_dose_error_pct']['mean']:+.3f} %, sd "
+            f"{truth['spot_dose_error_pct']['sd']:.3f} %; position p95 {truth['spot_position_error_mm']['p95']:.3f} mm"
+        )
+    lines += [f"trip              {trip['id']} at {trip['at_s']:.3f} s" for trip in summary["trips"]]
+    if message:
+        lines.append(message)
+    lines.append(f"record            {out}")
+    return "\n".join(lines)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from controller.compose import load_scenario, serve_room  # noqa: PLC0415
+
+    site = load_site(options.site)
+    faults = () if options.fault is None else load_scenario(options.fault)
+    asyncio.run(
+        serve_room(site, options.seed, faults=faults, truth_path=options.truth, state_path=options.state, orphan_s=None)
+    )
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from controller.record.rebuild import rebuild  # noqa: PLC0415
+
+    summary = rebuild(options.directory)
+    if options.json:
+        _print_json(summary)
+    else:
+        print(_summary_text(summary, options.directory, ""))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from controller.record.rebuild import verify_directory  # noqa: PLC0415
+
+    if not options.directory.is_dir():
+        raise BadInput(f"{options.directory}: no such directory")
+    problems = verify_directory(options.directory)
+    if options.json:
+        _print_json({"whole": not problems, "problems": problems})
+    else:
+        print("\n".join(problems) if problems else f"{options.directory}: whole and untouched")
+    return 3 if problems else 0
+
+
+def _registers(options: argparse.Namespace) -> int:
+    from controller.registers_command import format_registers, registers  # noqa: PLC0415
+
+    site = load_site(options.site)
+    if options.json:
+        _print_json(registers(site))
+    else:
+        print(format_registers(site))
+    return 0
+
+
+def _interlocks(options: argparse.Namespace) -> int:
+    from dataclasses import asdict  # noqa: PLC0415
+
+    from interlocks.conditions import matrix  # noqa: PLC0415
+
+    if options.json:
+        _print_json({"conditions": [asdict(c) for c in matrix().values()]})
+    else:
+        for c in matrix().values():
+            print(f"{c.id:<22} {c.where:<14} {c.budget_ms:>7g} ms  {c.cause}\n{'':<22} {c.hint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

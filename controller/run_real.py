@@ -1,0 +1,117 @@
+"""`spotwise deliver` on the real clock: real sockets, ptys and datagrams; simulators and broker as processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from controller.attach import room_simulators
+from controller.clock import now_ns
+from controller.commands import Commands
+from controller.compose import broker_process, read_truths, site_key
+from controller.delivery.run import Run
+from controller.display import Display
+from controller.dose.acquisition import RealtimeThread, warm_up
+from controller.dose.memory import Monitor
+from controller.dose.path import MonitorPath
+from controller.plan.check import CheckReport
+from controller.record.journal_reader import read_journal
+from controller.record.truth import truth_figures
+from controller.session import Order, Outcome, deliver
+from controller.telemetry import Telemetry
+from controller.telemetry_sinks import LatestSink, TelemetrySink
+from drivers.errors import Refused
+from sites.schema import Site
+
+
+@contextmanager
+def only_controller(site: Site) -> Iterator[None]:
+    """One controller a site. Raises `Refused` while another one runs."""
+    path = Path(tempfile.gettempdir()) / f"spotwise-{site.name}.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refused(f"site {site.name}: another controller runs (lock {path}); end it first") from error
+        yield
+
+
+@asynccontextmanager
+async def telemetry_sink(site: Site) -> AsyncIterator[TelemetrySink]:
+    """Telemetry as the site wants it, with the bundled broker where it says so and none answers."""
+    settings = site.telemetry
+    if not settings.enabled:
+        yield LatestSink()
+        return
+    telemetry = Telemetry(settings, site.name, software=version("spotwise"), now_ns=now_ns)
+    address = urlsplit(settings.url)
+    async with AsyncExitStack() as stack:
+        if settings.embedded_broker:
+            await stack.enter_async_context(broker_process(address.hostname or "127.0.0.1", address.port or 1883))
+        await stack.enter_async_context(telemetry.running())
+        yield telemetry
+
+
+def deliver_real(order: Order, report: CheckReport, faults: Path | None) -> Outcome:
+    """Deliver; writes journal.bin and, where the simulators were ours, truth.json."""
+    with only_controller(order.site):
+        warm_up()
+        outcome, run, truth_path = asyncio.run(_deliver(order, report, faults))
+    if truth_path is not None and truth_path.exists() and order.site.all_simulated:
+        _write_truth(order, run, truth_path)
+    return outcome
+
+
+async def _deliver(order: Order, report: CheckReport, faults: Path | None) -> tuple[Outcome, Run, Path | None]:
+    loop = asyncio.get_running_loop()
+    monitor = Monitor()
+    path = MonitorPath(order.site, monitor)
+    displays: list[Display] = []
+
+    def watch(run: Run, commands: Commands) -> None:
+        displays.append(Display(run, sys.stderr, report.time_s))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            name = signal.Signals(number).name
+            loop.add_signal_handler(number, commands.abort, order.operator, f"signal {name}")
+
+    async with (
+        room_simulators(order.site, order.seed, order.out, faults) as room,
+        telemetry_sink(order.site) as sink,
+    ):
+        try:
+            with RealtimeThread(order.site, monitor, path.notify), _no_collections():
+                outcome, run = await deliver(order, report, path, site_key(order.site), sink, watch=watch)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            for display in displays:
+                display.close()
+    return outcome, run, room.truth_path
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """What start-up made is never collected again: a full collection would stall asyncio in mid-layer."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _write_truth(order: Order, run: Run, truth_path: Path) -> None:
+    with read_journal(order.out / "journal.bin") as journal:
+        truth = truth_figures(read_truths(truth_path), 1 << 20, run.programs, journal.visits)
+    if truth is not None:
+        (order.out / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,72 @@
+"""`spotwise deliver --clock virtual`: a whole treatment in one process, as fast as it can be computed, the same each time."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from controller.commands import Commands
+from controller.compose import VirtualWorld, load_scenario, site_key, wire_latencies
+from controller.delivery.run import Run
+from controller.display import Display
+from controller.plan.check import CheckReport
+from controller.record.journal_reader import read_journal
+from controller.session import Order, Outcome, deliver
+from controller.telemetry_sinks import LatestSink
+from drivers.wires.virtual_loop import run_virtual
+
+
+def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> Outcome:
+    """Deliver; writes the journal and truth.json. Ctrl-C and SIGTERM abort the treatment in order."""
+    world = VirtualWorld(order.site, order.seed)
+    scenario = () if faults is None else load_scenario(faults)
+    numbers = random.Random(f"{order.seed}|{order.site.name}")
+    displays: list[Display] = []
+    handlers: dict[int, Any] = {}
+
+    def watch(run: Run, commands: Commands) -> None:
+        displays.append(Display(run, sys.stderr, report.time_s))
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            commands.abort(order.operator, f"signal {signal.Signals(number).name}")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, stop)
+
+    async def main() -> tuple[Outcome, Run]:
+        async with world.serve(scenario) as path:
+            return await deliver(
+                order,
+                report,
+                path,
+                site_key(order.site),
+                LatestSink(),
+                nonce=lambda: numbers.getrandbits(63) | 1,
+                watch=watch,
+            )
+
+    tcp, serial = wire_latencies(order.site)
+    try:
+        outcome, run = run_virtual(_closing(main, displays), world, seed=order.seed, tcp=tcp, serial=serial)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    with read_journal(order.out / "journal.bin") as journal:
+        truth = world.truth([list(programs) for programs in run.programs], journal.visits)
+    if truth is not None and order.site.all_simulated:
+        (order.out / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return outcome
+
+
+async def _closing(main: Any, displays: list[Display]) -> tuple[Outcome, Run]:
+    try:
+        result: tuple[Outcome, Run] = await main()
+        return result
+    finally:
+        for display in displays:
+            display.close()
