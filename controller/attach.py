@@ -25,7 +25,7 @@ from sites.schema import Device, Site, TcpAddress
 
 MODULE = "simulators.serve"
 ROOT = str(Path(__file__).resolve().parent.parent)
-"""The module is looked for where this package was found, never in a folder of that name where the user happens to be."""
+"""The module is looked for where this package was found, never in a folder of that name where the user is."""
 ORPHAN_S = 600.0
 """How long simulators that a run started outlive it."""
 PROBE_S = 1.0
