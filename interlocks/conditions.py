@@ -36,6 +36,11 @@ def parse_matrix(text: str) -> tuple[Condition, ...]:
         unknown = set(row) - {"id", "number", "where", "cause", "unit", "budget_ms", "hint", "escalate"}
         if unknown:
             raise ValueError(f"condition {name}: unknown keys {sorted(unknown)}")
+        missing = [key for key in ("id", "where", "cause", "unit", "budget_ms", "hint") if key not in row]
+        if missing:
+            raise ValueError(f"condition {name}: no {', '.join(missing)}")
+        if not row["budget_ms"] > 0:
+            raise ValueError(f"condition {name}: budget_ms is {row['budget_ms']}, want more than 0")
         if row["where"] not in PLACES:
             raise ValueError(f"condition {name}: where is {row['where']!r}, want one of {PLACES}")
         conditions.append(_condition(row))

@@ -18,6 +18,7 @@ from controller.delivery.run import Run
 from controller.machine.program import LayerProgram
 from controller.record.schema import (
     QUALITY_FRAMES_LOST,
+    QUALITY_FROM_FRAMES,
     QUALITY_NO_POSITION,
     QUALITY_SPLIT,
     VISIT_DTYPE,
@@ -67,11 +68,11 @@ class Ledger:
         self._measured.clear()
         self._last = None
 
-    async def account(self, program: LayerProgram) -> None:
+    async def account(self, program: LayerProgram, limit_s: float = READ_S) -> None:
         """Read what the rings hold of this layer, book it, journal it, acknowledge it."""
         run = self.run
         devices = run.devices
-        deadline = Deadline.after(READ_S, f"result rings of layer {program.layer_index + 1}")
+        deadline = Deadline.after(limit_s, f"result rings of layer {program.layer_index + 1}")
         status = await devices.scan_controller.status(deadline)
         first = run.rings_read
         count = min(status.results - first, len(program.visits))  # the next layer may run already
@@ -181,6 +182,62 @@ class Ledger:
         self.counters.booked_2 += end_2 - start_2
         self._last = (visit, end_1, end_2)
 
+    def book_frames(self, program: LayerProgram) -> int:
+        """What the frames showed of a layer whose rings cannot be read: booked so that the record adds up.
+
+        The device rings keep the authoritative rows. The visit that still ran is taken as far as its counts went.
+        Returns the number of visits booked.
+        """
+        first, last = int(program.visits["visit"][0]), int(program.visits["visit"][-1])
+        rows = [self._measured.pop(v) for v in sorted(self._measured) if first <= v <= last]
+        running = self._running_row()
+        if running is not None and first <= int(running["visit"]) <= last:
+            rows.append(running)
+        unit = self.run.plan.fields[program.field_index].unit
+        per_meterset = program.particles_per_mu if unit == "MU" else 1.0
+        visits = np.zeros(len(rows), VISIT_DTYPE)
+        for out, row in zip(visits, rows, strict=True):
+            planned = program.visits[int(row["visit"]) - first]
+            partial = row["delta_1"] < 0.95 * float(planned["preset_counts"])
+            engine = {
+                "visit": row["visit"],
+                "t_start_ns": row["t_start_ns"],
+                "t_end_ns": row["t_end_ns"],
+                "beam_on_ns": 0,
+                "x_current_a": np.nan,
+                "y_current_a": np.nan,
+                "flags": STOPPED if partial else 0,
+            }
+            self._fill(out, program, planned, engine, per_meterset)
+            self._measured[int(row["visit"])] = row
+            end_2 = int(row["counts_2"]) if row["counts_2"] >= 0 else int(row["start_2"])
+            self._counts(out, int(row["visit"]), int(row["counts_1"]), end_2, program)
+            out["quality"] |= QUALITY_FROM_FRAMES
+            out["meterset_1"] = out["particles_1"] / per_meterset
+            out["meterset_2"] = out["particles_2"] / per_meterset
+        self.run.journal.visits(visits)
+        self._publish(program, visits)
+        return len(visits)
+
+    def _running_row(self) -> NDArray[Any] | None:
+        """The visit that the path still sees as running, as a measured row without position."""
+        monitor = self.run.path.monitor
+        running, state = monitor.running, monitor.state
+        if running["visit"] <= 0:
+            return None
+        row = np.zeros((), monitor.measured.dtype)
+        row["visit"] = running["visit"]
+        row["t_start_ns"] = running["t_start_ns"]
+        row["t_end_ns"] = monitor.streams[1]["t_ns"]
+        row["start_1"], row["counts_1"] = running["counts_1"], state["counts_1"]
+        row["start_2"] = running["counts_2"]
+        row["counts_2"] = state["counts_2"] if running["counts_2"] >= 0 else -1
+        row["delta_1"] = float(state["counts_1"]) - float(running["counts_1"]) - float(running["late_1"])
+        row["late_1"], row["late_2"] = -running["late_1"], -running["late_2"]
+        row["x_mm"] = row["y_mm"] = row["sigma_x_mm"] = row["sigma_y_mm"] = row["delta_2"] = np.nan
+        row["quality"] = QUALITY_NO_POSITION
+        return row
+
     def _publish(self, program: LayerProgram, visits: NDArray[Any]) -> None:
         run = self.run
         unit = run.plan.fields[program.field_index].unit
@@ -209,9 +266,9 @@ class Ledger:
         self._spots.flush()
         run.on_change()
 
-    async def reconcile(self, field_index: int) -> None:
+    async def reconcile(self, field_index: int, limit_s: float = READ_S) -> None:
         """Retained counters against what was booked; the difference is the counts between visits, written down."""
-        deadline = Deadline.after(READ_S, "retained counters")
+        deadline = Deadline.after(limit_s, "retained counters")
         for number in (1, 2):
             device = self.run.devices.electrometer_1 if number == 1 else self.run.devices.electrometer_2
             status = await device.status(deadline)

@@ -10,11 +10,11 @@ from controller.delivery.run import Run
 from controller.delivery.setup import port_deg
 from controller.machine.program import LayerProgram
 from controller.record.journal import program_head
-from drivers.contracts import AcceleratorStatus, ChainStatus, LayerTable
+from drivers.contracts import AcceleratorStatus, LayerTable
 from drivers.deadline import Deadline
-from drivers.errors import DeviceError, ReadbackMismatch
+from drivers.errors import DeviceError, ReadbackMismatch, SpotwiseError
 from drivers.flags import FLAG_HOLD, FLAG_LAYER_DONE
-from interlocks.slow import angle_difference
+from interlocks.slow import angle_difference, judge
 
 READY = 2
 COMMAND_S = 2.0
@@ -23,6 +23,12 @@ LOOK_S = 0.1
 PORT_TOLERANCE_DEG = 0.5
 SAID = ("energy_set_mev_u", "energy_readback_mev_u", "energy_sensor_mev_u", "intensity_level")
 """What telemetry repeats of a layer's phase."""
+
+
+class AlreadyTripped(SpotwiseError):
+    """An interlock latched in the middle of a step; its name is in the latch."""
+
+    exit_status = 4
 
 
 def layer_event(run: Run, program: LayerProgram, phase: str, **values: float | int | None) -> None:
@@ -115,7 +121,6 @@ async def beam_ready(run: Run, program: LayerProgram, request_id: int) -> None:
                 await run.path.changed()
         except TimeoutError:
             pass
-    _verify(run, program, status, sensors)
     run.note("accelerator", status)
     run.note("safety_chain", sensors)
     field = run.plan.fields[program.field_index]
@@ -127,6 +132,7 @@ async def beam_ready(run: Run, program: LayerProgram, request_id: int) -> None:
         port_deg=port_deg(run.site, field),
         request_id=request_id,
     )
+    _verify(run, program, status)
     run.tally.energy_mev_u = status.energy_mev_u
     layer_event(
         run,
@@ -141,21 +147,23 @@ async def beam_ready(run: Run, program: LayerProgram, request_id: int) -> None:
     )
 
 
-def _verify(run: Run, program: LayerProgram, status: AcceleratorStatus, sensors: ChainStatus) -> None:
-    tolerance = run.site.accelerator.energy_sensor_tolerance_mev_u
+def _verify(run: Run, program: LayerProgram, status: AcceleratorStatus) -> None:
+    """The accelerator's own read-back, then the interlock task's judgement of the independent sensors, before beam."""
     port = port_deg(run.site, run.plan.fields[program.field_index])
-    for device, quantity, wanted, got, limit in (
-        ("accelerator", "energy_mev_u", program.energy_mev_u, status.energy_mev_u, tolerance),
-        ("safety_chain", "energy_sensor_mev_u", program.energy_mev_u, sensors.energy_sensor_mev_u, tolerance),
-        ("accelerator", "intensity_level", program.intensity_level, status.intensity_level, 0),
-        ("accelerator", "port_deg", 0.0, angle_difference(status.port_deg, port), PORT_TOLERANCE_DEG),
-        ("safety_chain", "port_sensor_deg", 0.0, angle_difference(sensors.port_sensor_deg, port), PORT_TOLERANCE_DEG),
+    for quantity, wanted, got, limit in (
+        ("energy_mev_u", program.energy_mev_u, status.energy_mev_u, run.site.accelerator.energy_sensor_tolerance_mev_u),
+        ("intensity_level", program.intensity_level, status.intensity_level, 0),
+        ("port_deg", 0.0, angle_difference(status.port_deg, port), PORT_TOLERANCE_DEG),
     ):
         if not abs(got - wanted) <= limit:
-            raise ReadbackMismatch(device, f"{quantity}: wanted {wanted:g}, got {got:g}, tolerance {limit:g}")
-    for device, got_ion in (("accelerator", status.ion), ("safety_chain", sensors.ion_sensor)):
-        if got_ion != program.ion:
-            raise ReadbackMismatch(device, f"ion: wanted {program.ion}, got {got_ion}")
+            raise ReadbackMismatch("accelerator", f"{quantity}: wanted {wanted:g}, got {got:g}, tolerance {limit:g}")
+    if status.ion != program.ion:
+        raise ReadbackMismatch("accelerator", f"ion: wanted {program.ion}, got {status.ion}")
+    found = judge(run.seen, run.expected, now_ns())
+    for violation in found:
+        run.trip(violation.id, value=violation.value, limit=violation.limit, detail=violation.detail)
+    if found:
+        raise AlreadyTripped(found[0].id)
 
 
 async def arm(run: Run, program: LayerProgram, bank: int) -> None:
@@ -190,9 +198,7 @@ async def done(run: Run, program: LayerProgram) -> None:
         if now_mark != mark or run.path.flags & FLAG_HOLD:
             mark, since_ns = now_mark, now_ns()
         elif now_ns() - since_ns > limit_s * 1e9:
-            raise DeviceError(
-                "scan_controller",
-                f"layer {program.layer_index + 1}: no beam and no progress for {limit_s:g} s at visit "
-                f"{int(run.path.monitor.running['visit'])}; ask the accelerator's operator",
-            )
+            visit = int(run.path.monitor.running["visit"])
+            run.trip("NO_BEAM", value=(now_ns() - since_ns) * 1e-9, limit=limit_s, detail=f"visit {visit}")
+            raise AlreadyTripped("NO_BEAM")
     layer_event(run, program, "end")

@@ -13,6 +13,8 @@ from drivers.deadline import Deadline
 from drivers.errors import DeviceError
 
 STOP_S = 3.0
+AFTER_STOP_S = 2.0
+"""A ring of a layer takes far less; a link that is gone must not make the operator wait."""
 
 
 async def beam_off(run: Run) -> None:
@@ -36,11 +38,23 @@ async def beam_off(run: Run) -> None:
 
 
 async def book_what_was_delivered(run: Run, ledger: Ledger, programs: Sequence[LayerProgram], index: int) -> None:
-    """After a stop: the rings hold what the journal does not have yet; links that are gone leave it to the rings."""
+    """After a stop: the rings hold what the journal does not have yet; where a link is gone, the frames have it too."""
+    reachable = True
+    for program in programs:
+        if reachable:
+            try:
+                await ledger.account(program, AFTER_STOP_S)
+            except* (DeviceError, TimeoutError) as errors:
+                reachable = False
+                _warn(run, errors)
+        if not reachable and ledger.book_frames(program):
+            run.event("warning", text=f"layer {program.layer_index + 1}: booked from frames; the rings keep the rows")
     try:
-        for program in programs:
-            await ledger.account(program)
-        await ledger.reconcile(index)
+        await ledger.reconcile(index, AFTER_STOP_S)
     except* (DeviceError, TimeoutError) as errors:
-        for error in errors.exceptions:
-            run.event("warning", text=f"not all results could be read, the devices keep them: {error}")
+        _warn(run, errors)
+
+
+def _warn(run: Run, errors: BaseExceptionGroup[BaseException]) -> None:
+    for error in errors.exceptions:
+        run.event("warning", text=f"not all results could be read, the devices keep them: {error}")

@@ -12,6 +12,7 @@ from controller.clock import now_ns
 from controller.delivery.account import Ledger
 from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
+from controller.delivery.layer import AlreadyTripped
 from controller.delivery.run import Run
 from controller.delivery.setup import set_up
 from controller.delivery.states import Event, State
@@ -190,7 +191,7 @@ class Treatment:
                 self.run.trip("DEVICE_ERROR", detail=str(leaf))
             elif isinstance(leaf, TimeoutError):
                 self.run.trip("DEVICE_ERROR", detail=f"{what}: deadline missed")
-            elif not isinstance(leaf, asyncio.CancelledError):
+            elif not isinstance(leaf, asyncio.CancelledError | AlreadyTripped):
                 raise leaf
 
     async def _stopped(self, programs: list[LayerProgram]) -> None:

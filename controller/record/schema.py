@@ -71,6 +71,8 @@ VISIT_PARTIAL = 0x8000
 QUALITY_NO_POSITION = 1
 QUALITY_SATURATED = 2
 QUALITY_FRAMES_LOST = 4
+QUALITY_FROM_FRAMES = 16
+"""The result rings could not be read: booked from the counts that the frames showed."""
 QUALITY_SPLIT = 8
 """Delivered in more than one stretch of beam (spill end, hold)."""
 
