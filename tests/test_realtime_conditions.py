@@ -1,0 +1,579 @@
+"""Every real-time condition fires for its cause, not just below its limit, and what follows from a trip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from controller.dose.integrator import ACTION_DROP, ACTION_NONE, ACTION_PERMIT, handle_silence
+from drivers.flags import FLAG_BEAM, FLAG_CHAIN, FLAG_HV_OK, FLAG_MOVING, FLAG_REQUEST, FLAG_SATURATED, FLAG_TRIPPED
+from drivers.wires.frames import (
+    SCAN_BEAM_ON_US,
+    SCAN_ENGINE_TRIP,
+    SCAN_X_PRIMARY_MA,
+    SCAN_X_REDUNDANT_MA,
+    SCAN_X_SET_MA,
+    SCAN_Y_REDUNDANT_MA,
+)
+from interlocks import numbers
+from interlocks.conditions import PLACES, by_number, matrix, parse_matrix
+from interlocks.realtime import MOVING_FRAMES, VISIT_APART_FRAMES
+from tests.frame_script import Script
+from tests.plan_models import spots
+from tests.plant_rig import CARBON, LATENCY_NS, TOKEN, monitor_path, programs_of
+
+PROGRAM = programs_of(CARBON, spots([(2.0 * k, 0.0, 2.0) for k in range(25)]))[0]
+TICKS = 63
+"""Ticks of a visit of PROGRAM at its rate."""
+LIMITS = CARBON.tolerances
+
+Cause = Callable[[Script], object]
+
+
+@pytest.fixture
+def script() -> Script:
+    """All streams alive, permits on, no visit yet."""
+    script = Script(monitor_path(CARBON, [PROGRAM]), PROGRAM)
+    script.tick(4)
+    script.path.permit(TOKEN)
+    return script
+
+
+def limit_of(script: Script, name: str) -> float:
+    return float(script.path.monitor.limits[name])
+
+
+def plan_of(script: Script, name: str, visit: int = 1) -> float:
+    return float(script.path.monitor.plan[visit][name])
+
+
+def lose(stream: int, frames: int) -> Cause:
+    def cause(s: Script) -> None:
+        s.tick(frames * (2 if stream == 3 else 1), lost=(stream,))
+        s.tick(2)
+
+    return cause
+
+
+def lose_singly(stream: int, frames: int) -> Cause:
+    def cause(s: Script) -> None:
+        for _ in range(frames):
+            s.tick(2 if stream == 3 else 1, lost=(stream,))
+            s.tick(6)
+
+    return cause
+
+
+def silence(stream: int, beyond_ns: int) -> Cause:
+    """The last frame is answered at its arrival; the turn at the limit comes without a datagram."""
+
+    def cause(s: Script) -> None:
+        s.tick(10, without=(stream,))
+        m = s.path.monitor
+        now_ns = int(m.streams[stream]["arrival_ns"]) + int(limit_of(s, "stale_ns"))
+        for other in {1, 2, 3} - {stream}:
+            m.streams[other]["arrival_ns"] = now_ns
+        handle_silence(m.memory[0], now_ns + beyond_ns)
+
+    return cause
+
+
+def restart(stream: int, by: int) -> Cause:
+    def cause(s: Script) -> None:
+        s.nonce[stream] += by
+        s.tick(2)
+
+    return cause
+
+
+def spot_dose(stream: int, beyond: int) -> Cause:
+    def cause(s: Script) -> None:
+        preset, slack, floor = {
+            1: ("preset", "slack_1", limit_of(s, "spot_dose_counts")),
+            2: ("expected_2", "slack_2", limit_of(s, "secondary_counts")),
+        }[stream]
+        planned = plan_of(s, preset)
+        limit = math.floor(planned + max(planned * limit_of(s, "spot_dose"), floor) + plan_of(s, slack))
+        s.begin(1)
+        s.tick()  # electrometer 2 has shown the start of the visit
+        full, rest = divmod(limit + beyond, 100)
+        s.tick(full, **{f"add_{stream}": 100})
+        s.tick(**{f"add_{stream}": rest})
+
+    return cause
+
+
+def field_dose(stream: int, beyond: int) -> Cause:
+    def cause(s: Script) -> None:
+        s.path.monitor.limits[f"field_counts_{stream}"] = 500.0
+        s.tick(5, **{f"add_{stream}": 100})
+        s.tick(**{f"add_{stream}": beyond})
+
+    return cause
+
+
+def disagree(share: float) -> Cause:
+    def cause(s: Script) -> None:
+        for visit in (1, 2):
+            s.deliver(visit, TICKS, more_2=1 + share)
+        s.begin(3)
+        s.tick()
+
+    return cause
+
+
+def stands_still(stream: int) -> Cause:
+    def cause(s: Script) -> None:
+        rates = s.rates()
+        add = {"add_1": 0 if stream == 1 else rates[0], "add_2": 0 if stream == 2 else rates[1]}
+        s.begin(1)
+        s.tick(TICKS, **add)
+        s.begin(2)
+        s.tick()
+
+    return cause
+
+
+def displaced(shift_mm: float, visits: int = 1) -> Cause:
+    def cause(s: Script) -> None:
+        s.shift_mm = shift_mm
+        for visit in range(1, visits + 1):
+            s.deliver(visit, TICKS)
+        s.begin(visits + 1)
+        s.tick()
+
+    return cause
+
+
+def near_limit(share: float) -> Cause:
+    return lambda s: displaced(share * plan_of(s, "position_limit_mm"))(s)
+
+
+def widened(factor: float) -> Cause:
+    def cause(s: Script) -> None:
+        s.widen = factor
+        displaced(0.0)(s)
+
+    return cause
+
+
+def unseen(share: float) -> Cause:
+    def cause(s: Script) -> None:
+        s.seen = share
+        displaced(0.0)(s)
+
+    return cause
+
+
+def surge(frames: int, beyond: int) -> Cause:
+    def cause(s: Script) -> None:
+        s.begin(1)
+        s.tick(frames, add_1=math.floor(plan_of(s, "rate_limit")) + beyond)
+        s.tick()
+
+    return cause
+
+
+def stray_beam(ticks: int) -> Cause:
+    def cause(s: Script) -> None:
+        s.flags[1] |= FLAG_BEAM
+        s.tick(ticks, add_1=5)
+
+    return cause
+
+
+def beam_after_request(ticks: int) -> Cause:
+    def cause(s: Script) -> None:
+        s.deliver(1, 10)
+        while (s.t_ns // 100_000) % 2 == 0:
+            s.tick(add_1=5)
+        s.flags[3] &= ~FLAG_REQUEST
+        s.tick(1 + ticks, add_1=5)
+
+    return cause
+
+
+def beam_time(beyond_us: int) -> Cause:
+    def cause(s: Script) -> None:
+        s.begin(1)
+        s.scan[SCAN_BEAM_ON_US] = int(plan_of(s, "time_limit_us")) + beyond_us
+        s.tick(2)
+
+    return cause
+
+
+def flag(stream: int, value: int, on: bool) -> Cause:
+    def cause(s: Script) -> None:
+        s.flags[stream] = s.flags[stream] | value if on else s.flags[stream] & ~value
+        s.tick(2)
+
+    return cause
+
+
+def engine_trip(s: Script) -> None:
+    s.scan[SCAN_ENGINE_TRIP] = 2
+    flag(3, FLAG_TRIPPED, True)(s)
+
+
+def magnet(word: int, scan_frames: int, beyond_ma: int, *, moving: bool = False) -> Cause:
+    def cause(s: Script) -> None:
+        s.deliver(1, 2)
+        s.scan[word] = math.floor(limit_of(s, "window_ma")) + beyond_ma
+        if moving:
+            s.flags[3] |= FLAG_MOVING
+        s.tick(2 * scan_frames)
+
+    return cause
+
+
+def visits(*ids: int) -> Cause:
+    def cause(s: Script) -> None:
+        for visit in ids:
+            s.begin(visit)
+            s.tick(2)
+
+    return cause
+
+
+def skips_over_lost_frame(s: Script) -> None:
+    s.begin(1)
+    s.tick(2)
+    s.begin(2)
+    s.tick(lost=(1, 2))
+    s.begin(3)
+    s.tick(2)
+
+
+def stuck_visit_line(scan_frames: int) -> Cause:
+    """Electrometer 1 does not see the trigger that the engine raises."""
+
+    def cause(s: Script) -> None:
+        s.tick((s.t_ns // 100_000) % 2)
+        for _ in range(scan_frames):
+            s.tick(without=(3,))
+            s.visit = 1
+            s.tick(without=(1, 2))
+            s.visit = 0
+
+    return cause
+
+
+def lease(beyond_ns: int) -> Cause:
+    def cause(s: Script) -> None:
+        end_ns = s.t_ns + LATENCY_NS
+        s.path.renew(1, end_ns)
+        grace_ns = int(limit_of(s, "lease_grace_ns"))
+        m = s.path.monitor
+        for stream in (1, 2, 3):
+            m.streams[stream]["arrival_ns"] = end_ns + grace_ns
+        handle_silence(m.memory[0], end_ns + grace_ns + beyond_ns)
+
+    return cause
+
+
+def falls(stream: int, by: int) -> Cause:
+    def cause(s: Script) -> None:
+        s.counts[stream] -= by
+        s.tick()
+
+    return cause
+
+
+def nothing(s: Script) -> None:
+    for visit in range(1, 25):
+        s.deliver(visit, TICKS)
+    s.begin(0)
+    s.tick(20)
+
+
+LOST, ALLOWED = 3, 10
+FIRES: list[tuple[int, str, Cause]] = [
+    *((numbers.FRAME_LOSS_1 + k - 1, f"three frames of stream {k} lost", lose(k, LOST)) for k in (1, 2, 3)),
+    *((numbers.FRAME_LOSS_1 + k - 1, f"eleven of stream {k} in a second", lose_singly(k, ALLOWED + 1)) for k in (1, 3)),
+    *((numbers.STREAM_SILENT_1 + k - 1, f"stream {k} silent", silence(k, 1)) for k in (1, 2, 3)),
+    *((numbers.DEVICE_RESTARTED, f"another nonce on stream {k}", restart(k, 1)) for k in (1, 2, 3)),
+    (numbers.SPOT_DOSE_PRIMARY, "one count over the limit", spot_dose(1, 1)),
+    (numbers.SPOT_DOSE_SECONDARY, "one count over the limit", spot_dose(2, 1)),
+    (numbers.FIELD_DOSE_PRIMARY, "one count over the limit", field_dose(1, 1)),
+    (numbers.FIELD_DOSE_SECONDARY, "one count over the limit", field_dose(2, 1)),
+    (numbers.MONITORS_DISAGREE, "3.5 %", disagree(0.035)),
+    (numbers.MONITORS_DISAGREE, "-3.5 %", disagree(-0.035)),
+    (numbers.MONITORS_DISAGREE, "monitor 1 stands still", stands_still(1)),
+    (numbers.MONITORS_DISAGREE, "monitor 2 stands still", stands_still(2)),
+    (numbers.SPOT_POSITION, "3 % outside", near_limit(1.03)),
+    (numbers.SPOT_POSITION, "3 % outside, to the other side", near_limit(-1.03)),
+    (numbers.POSITION_MEAN, "20 spots, 0.72 mm", displaced(0.72, 20)),
+    (numbers.SPOT_WIDTH, "22 % wide", widened(1.22)),
+    (numbers.SPOT_WIDTH, "22 % narrow", widened(0.78)),
+    (numbers.RATE_HIGH, "two frames over the limit", surge(2, 1)),
+    (numbers.BEAM_WITHOUT_REQUEST, "2.1 ms without a request", stray_beam(22)),
+    (numbers.BEAM_WITHOUT_REQUEST, "2.1 ms after a request", beam_after_request(22)),
+    (numbers.SPOT_TIME, "1 us too long", beam_time(1)),
+    (numbers.HIGH_VOLTAGE_1, "flag falls", flag(1, FLAG_HV_OK, False)),
+    (numbers.HIGH_VOLTAGE_2, "flag falls", flag(2, FLAG_HV_OK, False)),
+    (numbers.SATURATED, "electrometer 1", flag(1, FLAG_SATURATED, True)),
+    (numbers.SATURATED, "electrometer 2", flag(2, FLAG_SATURATED, True)),
+    (numbers.MAGNET_READBACK, "set-point not reached", magnet(SCAN_X_PRIMARY_MA, 3, 1)),
+    (numbers.MAGNET_READBACK, "read-backs differ in x", magnet(SCAN_X_REDUNDANT_MA, 3, 1)),
+    (numbers.MAGNET_READBACK, "read-backs differ in y", magnet(SCAN_Y_REDUNDANT_MA, 3, 1)),
+    (numbers.MAGNET_READBACK, "moves without end", magnet(SCAN_X_SET_MA, MOVING_FRAMES, 1, moving=True)),
+    (numbers.VISIT_SEQUENCE, "after the layer's last", visits(1, 26)),
+    (numbers.VISIT_SEQUENCE, "backwards", visits(1, 2, 1)),
+    (numbers.VISIT_SEQUENCE, "one left out", visits(1, 3)),
+    (numbers.VISIT_SEQUENCE, "far beyond the table", visits(1, 2**31)),
+    (numbers.VISIT_SEQUENCE, "visit line stuck", stuck_visit_line(VISIT_APART_FRAMES)),
+    (numbers.ENGINE_TRIPPED, "the engine says so", engine_trip),
+    (numbers.BACKUP_TRIPPED, "electrometer 2 says so", flag(2, FLAG_TRIPPED, True)),
+    (numbers.CHAIN_OPENED, "the chain opens", flag(3, FLAG_CHAIN, False)),
+    (numbers.LEASE_EXPIRED, "1 ns after its grace", lease(1)),
+    (numbers.COMMANDED, "asyncio says so", lambda s: (s.path.drop(), s.tick())),
+    (numbers.COUNTS_BACKWARDS, "electrometer 1", falls(1, 4)),
+    (numbers.COUNTS_BACKWARDS, "electrometer 2", falls(2, 4)),
+    (numbers.SPOT_NOT_SEEN, "no charge at all", unseen(0.0)),
+    (numbers.SPOT_NOT_SEEN, "45 % of the charge", unseen(0.45)),
+    (numbers.SPOT_NOT_SEEN, "30 mm away", displaced(30.0)),
+]
+DOES_NOT_FIRE: list[tuple[str, Cause]] = [
+    ("a clean layer", nothing),
+    *((f"two frames of stream {k} lost", lose(k, LOST - 1)) for k in (1, 2, 3)),
+    *((f"ten frames of stream {k} in a second", lose_singly(k, ALLOWED)) for k in (1, 2, 3)),
+    *((f"stream {k} silent up to the limit", silence(k, 0)) for k in (1, 2, 3)),
+    ("the same nonce", restart(1, 0)),
+    *((f"a spot at its limit, monitor {k}", spot_dose(k, 0)) for k in (1, 2)),
+    *((f"a field at its limit, monitor {k}", field_dose(k, 0)) for k in (1, 2)),
+    ("2.5 % more on monitor 2", disagree(0.025)),
+    ("2.5 % less on monitor 2", disagree(-0.025)),
+    ("a spot 3 % inside its place", near_limit(0.97)),
+    ("20 spots, 0.68 mm", displaced(0.68, 20)),
+    ("19 spots, 0.72 mm", displaced(0.72, 19)),
+    ("18 % wide", widened(1.18)),
+    ("18 % narrow", widened(0.82)),
+    ("one frame of too high rate", surge(1, 1)),
+    ("ten frames at the limit of rate", surge(10, 0)),
+    ("stray beam for 2 ms", stray_beam(21)),
+    ("beam for 2 ms after a request", beam_after_request(21)),
+    ("beam time at its limit", beam_time(0)),
+    ("two frames outside the window", magnet(SCAN_X_PRIMARY_MA, 2, 1)),
+    ("at the window's edge", magnet(SCAN_X_PRIMARY_MA, 9, 0)),
+    ("moving for 0.8 ms", magnet(SCAN_X_SET_MA, MOVING_FRAMES - 1, 1, moving=True)),
+    ("a visit passed over with a lost frame", skips_over_lost_frame),
+    ("visit lines apart for 0.8 ms", stuck_visit_line(VISIT_APART_FRAMES - 1)),
+    ("a lease at the end of its grace", lease(0)),
+    *((f"a pedestal of -3 counts on monitor {k}", falls(k, 3)) for k in (1, 2)),
+    ("55 % of the charge seen", unseen(0.55)),
+]
+
+
+@pytest.mark.parametrize(("number", "what", "cause"), FIRES, ids=[f"{number} {what}" for number, what, _ in FIRES])
+def test_the_cause_latches_its_condition(script: Script, number: int, what: str, cause: Cause) -> None:
+    cause(script)
+    trip = script.path.trip()
+    assert trip is not None
+    assert trip.number == number
+
+
+@pytest.mark.parametrize(("what", "cause"), DOES_NOT_FIRE, ids=[what for what, _ in DOES_NOT_FIRE])
+def test_just_below_its_limit_nothing_latches(script: Script, what: str, cause: Cause) -> None:
+    cause(script)
+    assert script.path.trip() is None
+
+
+def test_every_number_has_a_cause_here() -> None:
+    assert {number for number, _, _ in FIRES} == set(all_numbers().values())
+
+
+def all_numbers() -> dict[str, int]:
+    found = {name: value for name, value in vars(numbers).items() if name.isupper() and isinstance(value, int)}
+    return {name: value for name, value in found.items() if value != numbers.NONE}
+
+
+def test_the_matrix_and_the_numbers_are_the_same() -> None:
+    wanted = {name: value for name, value in all_numbers().items() if value != numbers.COMMANDED}
+    assert {condition.id: number for number, condition in by_number().items()} == wanted
+
+
+def test_every_condition_says_where_how_fast_and_what_to_do() -> None:
+    for condition in matrix().values():
+        assert condition.where in PLACES
+        assert 0 < condition.budget_ms <= 2000
+        assert condition.hint.endswith((".", "?"))
+        assert len(condition.cause) > 10
+        in_frames = condition.where in ("realtime", "engine", "electrometer_2", "chain")
+        assert in_frames == (condition.number is not None), condition.id
+        if in_frames:
+            assert condition.budget_ms <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('where = "task"', 'where = "moon"'), "where is 'moon'"),
+        (('unit = ""\n', 'unit = ""\ncolour = "red"\n'), "unknown keys"),
+        (('id = "B"', 'id = "A"'), "unique"),
+        (("number = 2", "number = 1"), "unique"),
+        (('hint = "Look."\n', ""), "no hint"),
+        (("budget_ms = 1.0", "budget_ms = 0.0"), "budget_ms"),
+    ],
+)
+def test_a_wrong_matrix_is_refused_by_name(change: tuple[str, str], message: str) -> None:
+    row = '[[condition]]\nid = "{}"\nnumber = {}\nwhere = "task"\ncause = "x"\nunit = ""\n'
+    row += 'budget_ms = 1.0\nhint = "Look."\n'
+    text = row.format("A", 1) + row.format("B", 2)
+    assert len(parse_matrix(text)) == 2
+    with pytest.raises(ValueError, match=message):
+        parse_matrix(text.replace(*change))
+
+
+def test_the_first_condition_stays_with_its_value_limit_and_time(script: Script) -> None:
+    beam_time(7)(script)
+    first = script.path.trip()
+    flag(1, FLAG_HV_OK, False)(script)
+    script.path.drop()
+    script.tick(5)
+    assert script.path.trip() == first
+    assert first is not None
+    assert first.visit == 1
+    assert first.value - first.limit == pytest.approx(7e-3)
+    assert int(script.path.monitor.state["trips"]) == 1
+
+
+def test_a_reset_clears_and_what_is_still_wrong_latches_again(script: Script) -> None:
+    flag(1, FLAG_HV_OK, False)(script)
+    script.path.reset()
+    trip = script.tick()
+    assert trip is not None
+    assert trip.number == numbers.HIGH_VOLTAGE_1
+    assert int(script.path.monitor.state["trips"]) == 2
+    script.flags[1] |= FLAG_HV_OK
+    script.path.reset()
+    assert script.tick(20) is None
+
+
+def test_permits_leave_for_every_frame_of_electrometer_1_and_for_nothing_else(script: Script) -> None:
+    script.actions.clear()
+    script.tick(40)
+    assert script.actions.count(ACTION_PERMIT) == 40
+    assert len(script.actions) == 100
+    script.actions.clear()
+    script.tick(40, without=(1,))
+    assert set(script.actions) == {ACTION_NONE}
+
+
+def test_no_permit_while_permits_are_off(script: Script) -> None:
+    script.path.withhold()
+    script.actions.clear()
+    script.tick(40)
+    assert set(script.actions) == {ACTION_NONE}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_permit_without_both_leases(script: Script, number: int) -> None:
+    end_ns = script.t_ns + 5 * 100_000 + LATENCY_NS
+    script.path.renew(number, end_ns)
+    script.actions.clear()
+    assert script.tick(40) is None
+    assert script.actions.count(ACTION_PERMIT) == 5
+
+
+def test_a_late_frame_is_integrated_but_never_permitted(script: Script) -> None:
+    rate_1, rate_2 = script.rates()
+    script.begin(1)
+    age_ns = int(limit_of(script, "frame_age_ns"))
+    script.tick(10, add_1=rate_1, add_2=rate_2)
+    # the smallest delay seen lately may creep up by 10 ns a frame: clocks of devices drift
+    script.late_ns = age_ns - 1000
+    script.actions.clear()
+    script.tick(5, add_1=rate_1, add_2=rate_2)
+    assert script.actions.count(ACTION_PERMIT) == 5
+    script.late_ns = age_ns + 1000
+    script.actions.clear()
+    assert script.tick(5, add_1=rate_1, add_2=rate_2) is None
+    assert script.actions.count(ACTION_PERMIT) == 0
+    assert int(script.path.monitor.streams[1]["late"]) == 5
+    assert int(script.path.monitor.state["counts_1"]) == script.counts[1]
+
+
+def test_a_repeated_frame_is_neither_integrated_nor_permitted(script: Script) -> None:
+    script.sequence[1] -= 1
+    script.actions.clear()
+    assert script.tick(add_1=50) is None
+    assert script.actions.count(ACTION_PERMIT) == 0
+    assert int(script.path.monitor.streams[1]["repeated"]) == 1
+    assert int(script.path.monitor.state["counts_1"]) == script.counts[1] - 50
+
+
+def test_a_trip_drops_exactly_once_and_permits_end(script: Script) -> None:
+    script.actions.clear()
+    engine_trip(script)
+    script.tick(50)
+    assert script.actions.count(ACTION_DROP) == 1
+    after = script.actions[script.actions.index(ACTION_DROP) + 1 :]
+    assert set(after) == {ACTION_NONE}
+    assert int(script.path.monitor.state["drops"]) == 1
+
+
+def test_each_trip_has_its_own_drop(script: Script) -> None:
+    for _ in range(3):
+        script.flags[3] |= FLAG_TRIPPED
+        script.tick(10)
+        script.flags[3] &= ~FLAG_TRIPPED
+        script.path.reset()
+        script.tick(10)
+    assert script.actions.count(ACTION_DROP) == 3
+    assert int(script.path.monitor.state["trips"]) == 3
+
+
+def test_silence_is_judged_only_while_permits_are_on(script: Script) -> None:
+    script.path.withhold()
+    m = script.path.monitor
+    assert handle_silence(m.memory[0], script.t_ns + 10**12) == ACTION_NONE
+    assert script.path.trip() is None
+    script.path.permit(TOKEN)
+    assert handle_silence(m.memory[0], script.t_ns + 10**12) == ACTION_DROP
+    trip = script.path.trip()
+    assert trip is not None
+    assert trip.number == numbers.STREAM_SILENT_1
+
+
+def test_streams_of_different_delay_do_not_mix_up_two_visits() -> None:
+    """Electrometer 2's frame from before a change arrives after electrometer 1's frame that shows it."""
+    program = programs_of(CARBON, spots([(0.0, 0.0, 20.0), (2.0, 0.0, 2.0), (4.0, 0.0, 2.0)]))[0]
+    script = Script(monitor_path(CARBON, [program]), program)
+    script.tick(4)
+    script.path.permit(TOKEN)
+    rate_1, rate_2 = script.rates()
+    script.begin(1)
+    for _ in range(int(program.visits["preset_counts"][0]) // rate_1):
+        script.tick(add_1=rate_1, add_2=rate_2)
+    script.begin(2)
+    script.tick(add_1=rate_1, without=(2, 3))
+    script.visit, change_ns, script.change_ns = 1, script.change_ns, 0
+    script.tick(add_2=rate_2, without=(1, 3))
+    assert script.path.trip() is None
+    script.visit, script.change_ns = 2, change_ns
+    assert script.tick(2) is None
+    assert script.path.take_measured()["counts_2"].tolist() == [script.change[2]]
+
+
+def test_a_new_field_hands_over_the_open_row_and_starts_from_the_counters_as_they_are(script: Script) -> None:
+    script.deliver(1, TICKS)
+    script.begin(0)
+    script.tick(without=(2,))
+    script.path.load_field(CARBON.treatment_machines["REF-C"], [PROGRAM])
+    script.path.allow(1, 25)
+    assert script.tick(10) is None
+    rows = script.path.take_measured()
+    assert rows["visit"].tolist() == [1]
+    assert math.isnan(rows["delta_2"][0])
+    state = script.path.monitor.state
+    assert int(state["field_start_1"]) == script.counts[1]
+    assert float(state["particles_1"]) == 0.0
+
+
+def test_a_field_loaded_before_the_first_frame_does_not_count_what_the_counters_retained() -> None:
+    script = Script(monitor_path(CARBON, [PROGRAM]), PROGRAM)
+    handle_silence(script.path.monitor.memory[0], script.t_ns)
+    assert script.tick(10) is None
+    assert int(script.path.monitor.state["field_start_1"]) == 1_000_000
