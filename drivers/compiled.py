@@ -14,12 +14,11 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 from numba import njit
 
-F = TypeVar("F", bound=Callable[..., Any])
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "drivers",
@@ -65,11 +64,11 @@ def _prune(base: Path) -> None:
 numba.config.CACHE_DIR = str(_cache_folder())
 
 
-def compiled(function: F) -> F:
-    """Compile without the interpreter lock; the machine code is kept."""
-    return njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile without the interpreter lock; the machine code is kept. Typed by numba, so untyped for mypy."""
+    return njit(cache=True, nogil=True)(function)
 
 
-def compiled_inline(function: F) -> F:
+def compiled_inline(function: Callable[..., Any]) -> Any:
     """The same, written into its callers: for functions so small that a call would cost more than the work."""
-    return njit(cache=True, nogil=True, inline="always")(function)  # type: ignore[no-any-return]
+    return njit(cache=True, nogil=True, inline="always")(function)

@@ -58,7 +58,7 @@ def restore_retained(plant: Plant, site_name: str, path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as stored, np.load(stored, allow_pickle=False) as kept:
             if int(kept["format"]) != FORMAT:
                 raise BadInput(f"{path}: state of format {int(kept['format'])}, want {FORMAT}; remove the file")
             if str(kept["site"]) != site_name:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from drivers.registers import load_map
 from drivers.wires.addresses import serial_address, tcp_address
 from drivers.wires.faults import FOREVER_NS, FaultKind, WireFault, WireFaults
-from drivers.wires.ports import RegisterBank
 from simulators.devices.couch import SimulatedCouch
 from simulators.devices.gantry import SimulatedGantry
 from simulators.devices.gating import SimulatedGating
@@ -26,7 +25,7 @@ from simulators.devices.plant_accelerator import PlantAccelerator
 from simulators.devices.plant_electrometer import Destination, PlantElectrometer
 from simulators.devices.plant_safety_chain import PlantSafetyChain
 from simulators.devices.plant_scan_controller import PlantScanController
-from simulators.devices.register_device import DeviceIdentity
+from simulators.devices.register_device import DeviceIdentity, RegisterDevice
 from simulators.devices.served_wire import ServedWire
 from simulators.devices.servers import serve_ascii, serve_modbus_rtu, serve_modbus_tcp
 from simulators.faults import Fault, changed
@@ -108,7 +107,7 @@ class Room:
         """True particles (2^-20 ion) and position sums per visit id, an array a field begun; the last one lives."""
         return [*self._truths, self.plant.truth]
 
-    def bank(self, name: str) -> RegisterBank:
+    def bank(self, name: str) -> RegisterDevice:
         """The register bank of a Modbus device."""
         register_map = load_map(getattr(self.site.devices, name).map)
         identity = self._identity(name)
@@ -127,8 +126,13 @@ class Room:
             return device
         if name == "safety_chain":
             return PlantSafetyChain(self.plant, self.now_ns).device(register_map, identity)
-        slow = {"gantry": self.gantry, "nozzle": self.nozzle, "gating": self.gating}[name]
-        return slow.device(register_map, identity)
+        if name == "gantry":
+            return self.gantry.device(register_map, identity)
+        if name == "nozzle":
+            return self.nozzle.device(register_map, identity)
+        if name == "gating":
+            return self.gating.device(register_map, identity)
+        raise KeyError(name)
 
     def _streams(self, number: int, slot: int, destination: Destination) -> None:
         self.streams_changed(number, slot, destination)

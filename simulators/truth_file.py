@@ -38,7 +38,7 @@ def write_truths(path: Path, truths: Sequence[NDArray[Any]]) -> None:
 def read_truths(path: Path) -> list[NDArray[Any]]:
     """Read what `write_truths` wrote, in order of the fields. Raises `BadInput`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             fields = [file[f"field_{n}"] for n in range(1, len(file.files) + 1)]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise BadInput(f"{path}: no truths of a simulated room: {error}") from error

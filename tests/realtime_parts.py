@@ -85,3 +85,19 @@ async def until(what: str, condition: Callable[[], Any]) -> None:
                 await asyncio.sleep(0.005)
     except TimeoutError:
         raise AssertionError(f"waited {WAIT_S} s in vain: {what}") from None
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the files in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+def left_by_a_killed_simulator(path: Path) -> None:
+    """A link to a pty that is gone, and a lock file that nobody holds."""
+    path.symlink_to("/dev/pts/9999")
+    path.with_name(path.name + ".lock").touch()
+
+
+def some_real_port(path: Path) -> None:
+    """Something at a serial line's path that is no link of ours."""
+    path.write_text("no simulator takes a real port's place", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import socket
 import threading
 import time
@@ -120,7 +121,7 @@ async def test_frames_go_where_the_registers_say_whole_and_in_order(site: Site) 
         got = frames[stream]
         assert len(got) > 200
         assert {f.sequence - got[0].sequence - n for n, f in enumerate(got)} == {0}
-        assert {b.t_ns - a.t_ns for a, b in zip(got, got[1:], strict=False)} == {period_ns}
+        assert {b.t_ns - a.t_ns for a, b in itertools.pairwise(got)} == {period_ns}
         # device time is this PC's monotonic clock, on the frames' grid
         assert got[-1].t_ns % FRAME_NS == 0
         assert got[-1].t_ns <= time.monotonic_ns()
@@ -278,11 +279,10 @@ async def test_a_chain_that_does_not_listen_is_counted_and_the_loop_goes_on(site
 
 async def test_threads_end_with_their_blocks_also_by_an_error(site: Site) -> None:
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):  # noqa: PT012
-            with streaming_room(site), path_on_sockets(site) as path:
-                await until("all streams are seen", lambda: path.alive)
-                assert sorted(threads_running()) == ["real-time path", "room"]
-                raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError), streaming_room(site), path_on_sockets(site) as path:  # noqa: PT012
+            await until("all streams are seen", lambda path=path: path.alive)
+            assert sorted(threads_running()) == ["real-time path", "room"]
+            raise ZeroDivisionError
         assert threads_running() == []
 
 
