@@ -33,6 +33,7 @@ from simulators.realtime_loop import (
     run_room,
 )
 from simulators.room import Room
+from sites.schema import UdpEndpoint
 
 log = logging.getLogger("spotwise.simulators.realtime")
 
@@ -92,15 +93,8 @@ class RoomThread:
         self._stop()
 
     def _open_sockets(self) -> None:
-        where = self._room.site.streams.permits
-        self._permits = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            self._permits.bind((same_host(where.host), where.port))
-        except OSError as error:
-            raise Refused(
-                f"udp://{where.host}:{where.port}: the safety chain cannot take permits there: {error.strerror}; "
-                "another room runs, or the host is not this PC's (streams.permits of the site)"
-            ) from error
+        if self._room.site.devices.safety_chain.kind == "simulated":  # else permits are the real chain's
+            self._permits = self._bind(self._room.site.streams.permits)
         # One socket a destination for the thread's whole life: it is pointed elsewhere, never closed under the thread.
         for stream in STREAMS:
             for slot in SLOTS:
@@ -108,9 +102,21 @@ class RoomThread:
                 self._senders[stream, slot] = sender
                 self._fds[stream, slot] = sender.fileno()
 
+    @staticmethod
+    def _bind(where: UdpEndpoint) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            sock.bind((same_host(where.host), where.port))
+        except OSError as error:
+            sock.close()
+            raise Refused(
+                f"udp://{where.host}:{where.port}: the safety chain cannot take permits there: {error.strerror}; "
+                "another room runs, or the host is not this PC's (streams.permits of the site)"
+            ) from error
+        return sock
+
     def _run(self, started: threading.Event) -> None:
         plant = self._room.plant
-        assert self._permits is not None
         self.granted = ask_realtime(self._wishes)
         started.set()
         run_room(
@@ -119,7 +125,7 @@ class RoomThread:
             plant.frame_2,
             plant.frame_3,
             plant.permit,
-            self._permits.fileno(),
+            -1 if self._permits is None else self._permits.fileno(),
             self._fds,
             self._enabled,
             self._status,

@@ -56,6 +56,7 @@ async def serve_room(
     devices = [name for name, device in site.devices.items() if device.kind == "simulated"]
     if not devices:
         raise Refused(f"site {site.name}: every device is real; there is nothing to simulate")
+    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what it finds, our own errors say
     room = Room(site, seed, boot=secrets.token_hex(8))
     if state_path is not None:
         restore_retained(room.plant, site.name, state_path)
@@ -153,7 +154,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cpu", type=int, help="ask to run the plant on this CPU only")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
-    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what it finds, our own errors say
     try:
         site = _read_site(given.site, given.site_config)
         faults = () if given.faults is None else load_faults(given.faults)

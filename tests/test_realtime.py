@@ -298,6 +298,14 @@ async def test_taken_addresses_are_refused_and_named(site: Site) -> None:
     assert threads_running() == []
 
 
+async def test_a_simulated_room_leaves_the_permits_of_a_real_chain_alone(site: Site) -> None:
+    real = {"safety_chain": site.devices.safety_chain.model_copy(update={"kind": "real"})}
+    site = site.model_copy(update={"devices": site.devices.model_copy(update=real)})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as chain, RoomThread(Room(site, 1)) as thread:
+        chain.bind(("127.0.0.1", site.streams.permits.port))
+        await until("the plant runs all the same", lambda: thread.figures()["frames"] > 100)
+
+
 async def test_a_thread_reports_what_it_was_granted(site: Site) -> None:
     monitor = Monitor()
     with RealtimeThread(site, monitor, lambda: None) as thread:
