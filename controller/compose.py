@@ -14,11 +14,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controller.dose.integrator import ACTION_NONE, handle_frame, handle_silence
 from controller.dose.memory import Monitor
 from controller.dose.path import MonitorPath
 from controller.dose.sender import make_datagram
+from controller.machine.program import LayerProgram
 from controller.record.truth import truth_figures
 from drivers.compiled import compiled
 from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL, FLAG_TRIPPED
@@ -52,7 +54,9 @@ NEWS_FLAGS = FLAG_SPILL | FLAG_HOLD | FLAG_ARMED | FLAG_CHAIN | FLAG_LAYER_DONE 
 
 
 @compiled
-def advance_world(plants, monitors, frame_1, frame_2, frame_3, permit, streaming, latency_ns, until_ns):
+def advance_world(  # type: ignore[no-untyped-def]  # numba types it
+    plants, monitors, frame_1, frame_2, frame_3, permit, streaming, latency_ns, until_ns
+):
     """Run whole frames until `until_ns`, or until the flags that asyncio watches change or a trip latches.
 
     Returns the time reached: the end of the last whole frame.
@@ -137,7 +141,7 @@ class VirtualWorld:
                 play.cancel()
                 await asyncio.wait((play,))
 
-    def truth(self, programs: list[Any], delivered: list[Any]) -> dict[str, Any] | None:
+    def truth(self, programs: list[list[LayerProgram]], delivered: NDArray[Any]) -> dict[str, Any] | None:
         """Errors against what really happened in the plant."""
         return truth_figures(self.room.truths(), ION_UNIT, programs, delivered)
 

@@ -1,4 +1,4 @@
-"""`spotwise deliver` on the real clock: real sockets, ptys and datagrams; simulators and broker as processes of their own."""
+"""`spotwise deliver` on the real clock: sockets, ptys, datagrams; simulators and broker in processes of their own."""
 
 from __future__ import annotations
 

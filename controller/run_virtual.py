@@ -1,4 +1,4 @@
-"""`spotwise deliver --clock virtual`: a whole treatment in one process, as fast as it can be computed, the same each time."""
+"""`spotwise deliver --clock virtual`: a treatment in one process, as fast as it computes, the same each time."""
 
 from __future__ import annotations
 

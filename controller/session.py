@@ -1,4 +1,4 @@
-"""One delivery from plan file to treatment directory: directory, identity, header, then the command API, then the files.
+"""One delivery, from plan file to treatment directory: identity, header, the command API, then the files.
 
 The same sequence runs in virtual and in real time; the caller brings the loop and the real-time path.
 """

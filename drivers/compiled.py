@@ -61,7 +61,7 @@ def _prune(base: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-numba.config.CACHE_DIR = str(_cache_folder())
+setattr(numba.config, "CACHE_DIR", str(_cache_folder()))  # noqa: B010 - not in the stubs
 
 
 def compiled(function: Callable[..., Any]) -> Any:

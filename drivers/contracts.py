@@ -64,7 +64,10 @@ class Accelerator(Connected, Protocol):
     async def request(
         self, *, ion: str, energy_mev_u: float, intensity_level: int, port_deg: float, optics: int, deadline: Deadline
     ) -> int:
-        """Ask for beam like this (`optics`: index of the treatment machine in the site, the beam line's optics set); returns the request id once the set-points read back. Does not wait for READY."""
+        """Ask for beam like this; returns the request id once the set-points read back. Does not wait for READY.
+
+        `optics` is the beam line's optics set: the index of the treatment machine in the site.
+        """
         ...
 
     async def release(self, deadline: Deadline) -> None:
@@ -203,6 +206,8 @@ class Electrometer(Connected, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GantryStatus:
+    """Read-back of gantry or port."""
+
     t_ns: int
     angle_deg: float
     moving: bool
@@ -219,6 +224,8 @@ class Gantry(Connected, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CouchStatus:
+    """Read-back of the patient positioner."""
+
     t_ns: int
     vertical_mm: float
     longitudinal_mm: float
@@ -255,6 +262,8 @@ class Couch(Connected, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NozzleStatus:
+    """Read-back of the nozzle."""
+
     t_ns: int
     snout_code: int
     """Coded identity of the mounted snout; 0: none."""
@@ -283,6 +292,8 @@ class Nozzle(Connected, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GatingStatus:
+    """Read-back of the gating device."""
+
     t_ns: int
     source: int
     """0 off, else 1 + index into the site's gating sources."""

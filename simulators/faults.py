@@ -1,4 +1,6 @@
-"""Fault scenarios: what goes wrong in the room, when, for how long. One TOML file, one table a fault:
+"""Fault scenarios: what goes wrong in the room, when, and for how long.
+
+One TOML file, one table a fault::
 
 [[fault]]
 target = "plant.silent_1"     # a parameter or a state of the plant (simulators/plant/state.py says which)
@@ -66,7 +68,7 @@ def _number(entry: dict[str, Any], key: str, where: str) -> float | None:
     value = entry.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 0 and key != "add":
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or (value < 0 and key != "add"):
         raise BadInput(f"{where}: {key} must be a number, not negative; got {value!r}")
     return float(value)
 

@@ -18,7 +18,7 @@ async def until(what: str, condition: Callable[[], Any]) -> None:
     """Wait for a condition; fail, naming it, when it never comes."""
     try:
         async with asyncio.timeout(WAIT_S):
-            while not condition():  # noqa: ASYNC110
+            while not condition():
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"waited {WAIT_S} s in vain: {what}") from None

@@ -199,7 +199,7 @@ def test_a_livelock_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drivers.wires.virtual_loop.LIVELOCK_TURNS", 1000)
 
     async def main() -> None:
-        while True:  # noqa: ASYNC110
+        while True:
             await asyncio.sleep(0)
 
     with pytest.raises(VirtualDeadlockError, match="1000 turns without progress"):

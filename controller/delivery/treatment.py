@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
+from typing import Any
 
 from controller.clock import now_ns
 from controller.delivery.account import Ledger
@@ -161,11 +163,12 @@ class Treatment:
         self.watch.drain()
         await run.journal.sync()
 
-    async def _or_stop(self, work: object, what: str, programs: list[LayerProgram] | None = None) -> None:
+    async def _or_stop(
+        self, work: Coroutine[Any, Any, None], what: str, programs: list[LayerProgram] | None = None
+    ) -> None:
         """Do the work unless a trip or an abort comes first; a device's failure is a trip."""
         run = self.run
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
-        task.set_name(what)
+        task = asyncio.create_task(work, name=what)
         stop = asyncio.create_task(run.stop.wait(), name="stop")
         try:
             await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)

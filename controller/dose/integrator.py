@@ -301,7 +301,7 @@ def integrate_1(m, buffer, now_ns):
             v.late_2 = 0.0
             v.counts_2 = -1
         if visit >= m.plan.shape[0] or visit < 0:
-            visit = 0
+            visit = np.int64(0)
         begin_visit(m, visit, buffer.i64[7], buffer.i64[6])
     elif v.visit > 0 and beam and t_ns - FRAME_NS >= v.t_start_ns + limits.blind_ns:
         plan = m.plan[v.visit]

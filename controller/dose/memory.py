@@ -251,6 +251,6 @@ class Monitor:
 
     def __getattr__(self, name: str) -> Any:
         """A view of one field of the memory, such as `monitor.state["trip"]`."""
-        if name == "memory" or name not in MEMORY.names:
+        if name == "memory" or name not in (MEMORY.names or ()):
             raise AttributeError(name)
         return self.memory[name][0]

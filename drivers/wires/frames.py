@@ -96,7 +96,7 @@ SCAN_WORDS = 16
     SCAN_BEAM_ON_US,
     SCAN_RESULTS,
 ) = range(14)
-"""Words of the scan controller's payload; beam_on_us is the running visit's, results the rows ever written (low 31 bits)."""
+"""Words of the scan controller's payload; beam_on_us is the running visit's, results the rows ever written."""
 
 FRAME_BYTES = {
     STREAM_ELECTROMETER_1: HEADER_BYTES + 8 * STRIPS + 4,
@@ -276,4 +276,5 @@ def decode(data: bytes) -> Frame | None:
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         return None
     words = struct.unpack(f"<{(len(data) - HEADER_BYTES - 4) // 4}i", data[HEADER_BYTES:-4])
-    return Frame(stream, *rest, words)
+    nonce, sequence, t_ns, visit, flags, counts, counts_at_change, t_change_ns = rest
+    return Frame(stream, nonce, sequence, t_ns, visit, flags, counts, counts_at_change, t_change_ns, words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class StreamDestinations:
         """Setters for a `RegisterDevice`."""
         names = ("ipv4", "port", "enable")
         return {
-            f"stream_{slot}_{name}": lambda value, s=slot, i=index: self._set(s, i, value)
+            f"stream_{slot}_{name}": partial(self._set, slot, index)
             for slot in (0, 1)
             for index, name in enumerate(names)
         }

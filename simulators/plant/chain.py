@@ -1,4 +1,4 @@
-"""The safety chain: a watchdog on permits, and a PLC's inputs. It opens on silence, latches, and only arming clears it."""
+"""The safety chain: a watchdog on permits, and a PLC's inputs. Opens on silence, latches; only arming clears it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The spot engine: steps the magnets through the table, ends each visit on electrometer 1's count.
 
-The rule is written down in controller/machine/program.py's words and, for the device, in docs/registers.md: it counts while
-beam is requested and for a tail after; a visit ends when that count reaches the sum of all presets so far, less
-`early`. With the beam off and no tail left, a rest smaller than half of `early` is left to the next visit.
+It counts while beam is requested and for a tail after; a visit ends when that count reaches the sum of all presets so
+far, less `early`. With the beam off and no tail left, a rest smaller than half of `early` is not waited for: beam could
+not be given in so small a portion.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def drive_request(plant, t_ns):
 
 @compiled
 def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
-    """After a step that began at t_ns with the engine's count at `before`: did the visit end in it?
+    """Judge whether the visit ended in the step that began at t_ns with the engine's count at `before`.
 
     Returns the us of the step that still belong to the visit that it began with.
     """

@@ -1,4 +1,4 @@
-"""Seeded noise without state: every number is a function of (seed, index, channel), so any cut of time gives the same."""
+"""Seeded noise without state: a number is a function of (seed, index, channel), whatever way time is cut."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def gauss_table(seed: int) -> np.ndarray:
     rng = np.random.Generator(np.random.PCG64(seed))
     values = rng.standard_normal(GAUSS_SIZE)
     values = (values - values.mean()) / values.std()
-    return np.clip(np.round(values * 4096), -32768, 32767).astype(np.int16)
+    rounded: np.ndarray = np.clip(np.round(values * 4096), -32768, 32767).astype(np.int16)
+    return rounded
 
 
 def cumulative_table(steps: int, half_width: float) -> np.ndarray:

@@ -356,6 +356,6 @@ class Plant:
 
     def __getattr__(self, name: str) -> Any:
         """A view of one field of the memory: `plant.state["t_ns"]`, `plant.preset[0, :]`."""
-        if name == "memory" or name not in MEMORY.names:
+        if name == "memory" or name not in (MEMORY.names or ()):
             raise AttributeError(name)
         return self.memory[name][0]
