@@ -1,8 +1,8 @@
 """The spot engine: steps the magnets through the table, ends each visit on electrometer 1's count.
 
 It counts while beam is requested and for a tail after; a visit ends when that count reaches the sum of all presets so
-far, less `early`. With the beam off and no tail left, a rest smaller than half of `early` is not waited for: beam could
-not be given in so small a portion.
+far, less `early`. With the beam off and no tail left, a rest smaller than half of `early` is forgone: beam
+cannot be given in so small a portion, and no other spot may get it.
 """
 
 from __future__ import annotations
@@ -209,6 +209,9 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
         threshold = s.eng_target - early // 2
     if s.eng_counted < threshold:
         return STEP_US
+    if s.request == 0 and s.eng_counted < s.eng_target:
+        # ended by a hold or a spill's end just before its time: the rest is forgone, never given to another spot
+        s.eng_target = s.eng_counted
     if off_after:
         if s.request == 1:
             s.request = 0
