@@ -1,0 +1,541 @@
+"""Frames and permits: compiled and plain codecs agree, no damage passes, and the chain believes only what it should."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drivers.wires.frames import (
+    BUFFER_BYTES,
+    FRAME_BYTES,
+    FRAME_CORRUPT,
+    FRAME_FOREIGN,
+    FRAME_OK,
+    FRAME_SHORT,
+    Frame,
+    FrameBuffer,
+    decode,
+    encode,
+    inspect,
+    new_buffer,
+    seal,
+    write_header,
+)
+from drivers.wires.permits import (
+    KIND_DROP,
+    KIND_PERMIT,
+    PERMIT_BYTES,
+    SOURCE_CONTROLLER,
+    SOURCE_GUARD,
+    Permit,
+    key_words,
+    permit_is_authentic,
+    siphash24,
+    write_permit,
+)
+from drivers.wires.permits import decode as decode_permit
+from simulators.plant.build import build_plant, permit_key
+from simulators.plant.chain import receive_permit
+from simulators.plant.state import (
+    CAUSE_ALLOCATION,
+    CAUSE_DOOR,
+    CAUSE_DROP,
+    CAUSE_ELECTROMETER_2,
+    CAUSE_EMERGENCY,
+    CAUSE_ENGINE,
+    CAUSE_NONE,
+    CAUSE_OPERATOR,
+    CAUSE_SEARCH,
+    CAUSE_SILENCE,
+    ENG_TRIPPED,
+    FRAME_NS,
+    Plant,
+)
+from simulators.plant.step import advance_frame
+from tests.plant_rig import CARBON
+
+U64 = st.integers(0, 2**64 - 1)
+I64 = st.integers(-(2**63), 2**63 - 1)
+U32 = st.integers(0, 2**32 - 1)
+I32 = st.integers(-(2**31), 2**31 - 1)
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> Frame:
+    stream = draw(st.sampled_from(sorted(FRAME_BYTES)))
+    size = (FRAME_BYTES[stream] - 68) // 4
+    edge = draw(st.lists(I32, max_size=min(size, 20)))
+    seed = draw(st.integers(0, 2**32))
+    rest = np.random.Generator(np.random.PCG64(seed)).integers(-(2**31), 2**31, size - len(edge))
+    words = (*edge, *(int(word) for word in rest))
+    return Frame(stream, draw(U64), draw(U64), draw(I64), draw(U32), draw(U32), draw(U64), draw(U64), draw(I64), words)
+
+
+def fill(buffer: FrameBuffer, data: bytes) -> int:
+    """Put a datagram where the socket would; what lay there before stays behind it."""
+    kept = data[:BUFFER_BYTES]
+    buffer.u8[: len(kept)] = np.frombuffer(kept, np.uint8)
+    return len(data)
+
+
+def verdict(data: bytes) -> int:
+    buffer = new_buffer()
+    return int(inspect(buffer, fill(buffer, data)))
+
+
+def compiled_bytes(frame: Frame) -> bytes:
+    buffer = new_buffer()
+    buffer.u8[:] = 0xAA
+    buffer.i32[16 : 16 + len(frame.words)] = frame.words
+    wide = [np.uint64(value).astype(np.int64) for value in (frame.sequence, frame.counts, frame.counts_at_change)]
+    write_header(
+        buffer,
+        frame.stream,
+        np.uint64(frame.boot_nonce),
+        wide[0],
+        frame.t_ns,
+        frame.visit,
+        frame.flags,
+        wide[1],
+        wide[2],
+        frame.t_change_ns,
+    )
+    return bytes(buffer.u8[: seal(buffer, frame.stream)])
+
+
+@settings(deadline=None)
+@given(frames())
+def test_the_compiled_frame_is_the_plain_one_byte_for_byte_and_reads_back(frame: Frame) -> None:
+    data = encode(frame)
+    assert compiled_bytes(frame) == data
+    assert len(data) == FRAME_BYTES[frame.stream] < 1400
+    assert verdict(data) == FRAME_OK
+    assert decode(data) == frame
+
+
+@settings(max_examples=300, deadline=None)
+@given(frames(), st.data())
+def test_any_flipped_bit_is_found(frame: Frame, data: st.DataObject) -> None:
+    raw = bytearray(encode(frame))
+    bit = data.draw(st.integers(0, 8 * len(raw) - 1))
+    raw[bit // 8] ^= 1 << bit % 8
+    assert verdict(bytes(raw)) != FRAME_OK
+    assert decode(bytes(raw)) is None
+
+
+def test_every_single_bit_of_the_shortest_frame_is_guarded() -> None:
+    raw = encode(Frame(2, 1, 2, 3, 4, 5, 6, 7, 8, ()))
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert verdict(bytes(damaged)) != FRAME_OK
+
+
+@settings(deadline=None)
+@given(frames(), st.integers(0, BUFFER_BYTES + 100))
+def test_a_frame_of_another_length_is_torn(frame: Frame, length: int) -> None:
+    data = encode(frame)
+    torn = (data + b"\0" * 2000)[:length]
+    if length != len(data):
+        assert verdict(torn) == FRAME_SHORT
+        assert decode(torn) is None
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=1500))
+def test_compiled_and_plain_decoder_reject_the_same_datagrams(data: bytes) -> None:
+    assert (verdict(data) == FRAME_OK) == (decode(data) is not None)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "expected"),
+    [
+        (0, 0x42, FRAME_FOREIGN),
+        (4, 2, FRAME_FOREIGN),
+        (5, 0, FRAME_FOREIGN),
+        (5, 9, FRAME_FOREIGN),
+        (30, 1, FRAME_CORRUPT),
+    ],
+)
+def test_the_verdict_says_what_is_wrong(offset: int, value: int, expected: int) -> None:
+    data = bytearray(encode(Frame(2, 1, 2, 3, 4, 5, 6, 7, 8, ())))
+    data[offset] = value
+    assert verdict(bytes(data)) == expected
+
+
+def test_a_frame_with_too_few_words_is_not_encoded() -> None:
+    with pytest.raises(ValueError, match="stream 3: frame of 72 bytes, want 132"):
+        encode(Frame(3, 1, 2, 3, 4, 5, 6, 7, 8, (1,)))
+
+
+VECTORS = {0: "310e0edd47db6f72", 8: "62 24 93 9a 79 f5 f5 93".replace(" ", "")}
+"""SipHash-2-4 of 00 01 02 ... under the key 00 ... 0f by length, as its authors publish them (vectors_sip64)."""
+
+
+def sip_plain(key: bytes, message: bytes) -> int:
+    """SipHash-2-4 by the paper's text, in plain Python."""
+    mask = 2**64 - 1
+
+    def turn(x: int, b: int) -> int:
+        return (x << b | x >> (64 - b)) & mask
+
+    k0, k1 = struct.unpack("<QQ", key)
+    v = [k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D, k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573]
+
+    def rounds(count: int) -> None:
+        for _ in range(count):
+            v[0] = (v[0] + v[1]) & mask
+            v[1] = turn(v[1], 13) ^ v[0]
+            v[0] = turn(v[0], 32)
+            v[2] = (v[2] + v[3]) & mask
+            v[3] = turn(v[3], 16) ^ v[2]
+            v[0] = (v[0] + v[3]) & mask
+            v[3] = turn(v[3], 21) ^ v[0]
+            v[2] = (v[2] + v[1]) & mask
+            v[1] = turn(v[1], 17) ^ v[2]
+            v[2] = turn(v[2], 32)
+
+    padded = message + b"\0" * (7 - len(message) % 8) + bytes([len(message) & 0xFF])
+    for (word,) in struct.iter_unpack("<Q", padded):
+        v[3] ^= word
+        rounds(2)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    rounds(4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def sip_compiled(key: bytes, message: bytes) -> int:
+    words = np.frombuffer(message + b"\0" * 8, "<u8").copy()
+    return int(siphash24(words, len(message) // 8, key_words(key)))
+
+
+def test_siphash_of_the_papers_example() -> None:
+    """Appendix A of Aumasson and Bernstein (2012): 15 bytes 00 to 0e under the key 00 to 0f."""
+    assert sip_plain(bytes(range(16)), bytes(range(15))) == 0xA129CA6149BE45E5
+
+
+@pytest.mark.parametrize("length", VECTORS)
+def test_siphash_gives_the_authors_vectors(length: int) -> None:
+    wanted = int.from_bytes(bytes.fromhex(VECTORS[length]), "little")
+    assert sip_compiled(bytes(range(16)), bytes(range(length))) == wanted
+    assert sip_plain(bytes(range(16)), bytes(range(length))) == wanted
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=16, max_size=16), st.binary(max_size=160))
+def test_the_compiled_siphash_is_the_papers(key: bytes, message: bytes) -> None:
+    whole = message[: len(message) // 8 * 8]
+    assert sip_compiled(key, whole) == sip_plain(key, whole)
+
+
+KEY = permit_key(CARBON)
+SESSION, TOKEN = 0xABCDEF, 0x1234
+
+
+def permit(
+    *,
+    kind: int = KIND_PERMIT,
+    source: int = SOURCE_CONTROLLER,
+    session: int = SESSION,
+    token: int = TOKEN,
+    sequence: int = 1,
+    t_ns: int = 0,
+    age_us: int = 0,
+    reason: int = 0,
+    key: bytes = KEY,
+) -> bytes:
+    buffer = new_buffer()
+    write_permit(
+        buffer,
+        kind,
+        source,
+        np.uint64(session),
+        np.uint64(token),
+        np.uint64(sequence),
+        t_ns,
+        age_us,
+        reason,
+        key_words(key),
+    )
+    return bytes(buffer.u8[:PERMIT_BYTES])
+
+
+PERMITS = st.builds(
+    Permit,
+    kind=st.sampled_from([KIND_PERMIT, KIND_DROP]),
+    source=st.integers(0, 255),
+    session_nonce=U64,
+    arm_token=U64,
+    sequence=U64,
+    t_ns=I64,
+    age_us=U32,
+    reason=U32,
+)
+
+
+@settings(deadline=None)
+@given(PERMITS, st.binary(min_size=16, max_size=16))
+def test_a_permit_reads_back_and_is_authentic_under_its_key_only(wanted: Permit, key: bytes) -> None:
+    values = wanted._asdict()
+    data = permit(session=values.pop("session_nonce"), token=values.pop("arm_token"), key=key, **values)
+    assert decode_permit(data) == wanted
+    assert authentic(data, key)
+    assert not authentic(data, bytes([key[0] ^ 1, *key[1:]]))
+    assert struct.unpack("<Q", data[56:])[0] == sip_plain(key, data[:56])
+
+
+def authentic(data: bytes, key: bytes = KEY) -> bool:
+    buffer = new_buffer()
+    return bool(permit_is_authentic(buffer, fill(buffer, data), key_words(key)))
+
+
+def test_every_single_bit_of_a_permit_is_guarded() -> None:
+    raw = permit()
+    for bit in range(8 * len(raw)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert not authentic(bytes(damaged))
+
+
+@pytest.mark.parametrize("length", [0, 8, 63, 65, 128])
+def test_a_permit_of_another_length_is_none(length: int) -> None:
+    data = (permit() + bytes(100))[:length]
+    assert not authentic(data)
+    assert decode_permit(data) is None
+
+
+def test_a_key_has_sixteen_bytes() -> None:
+    with pytest.raises(ValueError, match="15 bytes, want 16"):
+        key_words(bytes(15))
+
+
+class Chain:
+    """The plant's chain with a hand on its inputs."""
+
+    def __init__(self) -> None:
+        self.plant: Plant = build_plant(CARBON, 1)
+        self.state: Any = self.plant.state
+        self.state["session"] = SESSION
+        self.sequence = 0
+
+    def frames(self, count: int = 1, *, permits: bool = False) -> None:
+        for _ in range(count):
+            if permits:
+                self.permit()
+            plant = self.plant
+            advance_frame(plant.memory[0], plant.frame_1, plant.frame_2, plant.frame_3)
+
+    def arm(self, token: int = TOKEN) -> None:
+        self.state["chain_command"], self.state["chain_command_token"] = 1, token
+        self.state["chain_commands"] += 1
+        self.frames()
+
+    def receive(self, data: bytes) -> None:
+        length = fill(self.plant.permit, data)
+        receive_permit(self.plant.memory[0], self.plant.permit, length, int(self.state["t_ns"]))
+
+    def permit(self, **changes: Any) -> None:
+        self.sequence += 1
+        self.receive(permit(**{"sequence": self.sequence, **changes}))
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.state["closed"])
+
+    @property
+    def cause(self) -> int:
+        return int(self.state["cause"])
+
+
+@pytest.fixture
+def chain() -> Chain:
+    """Armed and closed."""
+    chain = Chain()
+    chain.arm()
+    chain.frames(3, permits=True)
+    assert chain.closed
+    return chain
+
+
+def test_permits_do_not_close_a_chain_that_nobody_armed() -> None:
+    chain = Chain()
+    chain.frames(10, permits=True)
+    assert not chain.closed
+    assert chain.state["rejected"] == 10
+
+
+def test_arming_alone_does_not_close_the_chain() -> None:
+    chain = Chain()
+    chain.arm()
+    chain.frames(10)
+    assert not chain.closed
+    chain.frames(1, permits=True)
+    assert chain.closed
+
+
+REJECTED: list[tuple[str, dict[str, Any]]] = [
+    ("another key", {"key": bytes(16)}),
+    ("another session", {"session": SESSION + 1}),
+    ("another token", {"token": TOKEN + 1}),
+    ("the sequence number of the last", {"sequence": 3}),
+    ("an older sequence number", {"sequence": 2}),
+    ("an unknown source", {"source": 3}),
+    ("an unknown kind", {"kind": 7}),
+]
+
+
+@pytest.mark.parametrize(("what", "changes"), REJECTED, ids=[what for what, _ in REJECTED])
+def test_a_wrong_permit_is_rejected_and_does_not_keep_the_chain_closed(
+    chain: Chain, what: str, changes: dict[str, Any]
+) -> None:
+    rejected = int(chain.state["rejected"])
+    time_out = int(chain.state["time_out_ns"]) // FRAME_NS
+    for _ in range(time_out + 2):
+        chain.permit(**changes)
+        chain.frames()
+    assert chain.state["rejected"] == rejected + time_out + 2
+    assert not chain.closed
+    assert chain.cause == CAUSE_SILENCE
+
+
+def test_a_torn_permit_is_rejected(chain: Chain) -> None:
+    before = int(chain.state["permits"])
+    chain.receive(permit(sequence=99)[:60])
+    assert chain.state["rejected"] == 1
+    assert chain.state["permits"] == before
+
+
+def test_a_guards_permit_is_not_the_controllers(chain: Chain) -> None:
+    for _ in range(int(chain.state["time_out_ns"]) // FRAME_NS + 2):
+        chain.permit(source=SOURCE_GUARD)
+        chain.frames()
+    assert chain.cause == CAUSE_SILENCE
+
+
+def test_where_both_are_required_one_alone_is_not_enough() -> None:
+    chain = Chain()
+    chain.plant.parameters["guard_required"] = 1
+    chain.arm()
+    chain.frames(5, permits=True)
+    assert not chain.closed
+    chain.permit(source=SOURCE_GUARD)
+    chain.frames(1, permits=True)
+    assert chain.closed
+    chain.frames(int(chain.state["time_out_ns"]) // FRAME_NS + 2, permits=True)
+    assert chain.cause == CAUSE_SILENCE
+
+
+@pytest.mark.parametrize("time_out_ms", [1, 10, 250])
+def test_silence_opens_the_chain_with_the_first_frame_after_the_time_out(chain: Chain, time_out_ms: int) -> None:
+    chain.state["time_out_ns"] = time_out_ms * 1_000_000
+    chain.permit()
+    last_ns = int(chain.state["t_ns"])
+    chain.frames(time_out_ms * 10 + 1)
+    assert chain.closed
+    chain.frames()
+    assert not chain.closed
+    assert chain.cause == CAUSE_SILENCE
+    assert chain.state["open_ns"] - last_ns == time_out_ms * 1_000_000 + FRAME_NS
+
+
+def test_a_drop_opens_at_once_and_permits_do_not_close_again(chain: Chain) -> None:
+    chain.permit(kind=KIND_DROP, reason=8)
+    assert not chain.closed
+    assert chain.cause == CAUSE_DROP
+    chain.frames(50, permits=True)
+    assert not chain.closed
+    assert chain.cause == CAUSE_DROP
+
+
+def test_permits_that_come_back_after_silence_do_not_close_the_chain(chain: Chain) -> None:
+    chain.frames(int(chain.state["time_out_ns"]) // FRAME_NS + 2)
+    assert not chain.closed
+    chain.frames(50, permits=True)
+    assert not chain.closed
+    chain.arm(TOKEN + 1)
+    chain.frames(10, permits=True)
+    assert not chain.closed, "permits still carry the old token"
+    for _ in range(2):
+        chain.permit(token=TOKEN + 1)
+        chain.frames()
+    assert chain.closed
+    assert chain.cause == CAUSE_NONE
+
+
+INPUTS = [
+    ("emergency_stop", 1, CAUSE_EMERGENCY),
+    ("door_closed", 0, CAUSE_DOOR),
+    ("room_searched", 0, CAUSE_SEARCH),
+    ("room_allocated", 0, CAUSE_ALLOCATION),
+    ("abort_button", 1, CAUSE_OPERATOR),
+    ("backup_trip", 1, CAUSE_ELECTROMETER_2),
+    ("eng_state", ENG_TRIPPED, CAUSE_ENGINE),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "cause"), INPUTS)
+def test_every_input_opens_the_chain_within_a_frame_and_latches(
+    chain: Chain, name: str, value: int, cause: int
+) -> None:
+    good = int(chain.state[name])
+    chain.state[name] = value
+    chain.frames(1, permits=True)
+    assert not chain.closed
+    assert chain.cause == cause
+    chain.state[name] = good
+    chain.frames(20, permits=True)
+    assert not chain.closed
+    assert chain.cause == cause
+
+
+@pytest.mark.parametrize(("name", "value", "cause"), INPUTS)
+def test_an_open_input_keeps_an_armed_chain_open(name: str, value: int, cause: int) -> None:
+    chain = Chain()
+    chain.state[name] = value
+    chain.arm()
+    chain.frames(20, permits=True)
+    assert not chain.closed
+    assert chain.cause == cause
+
+
+def test_the_first_cause_is_kept(chain: Chain) -> None:
+    chain.state["door_closed"] = 0
+    chain.frames(1, permits=True)
+    chain.state["emergency_stop"] = 1
+    chain.permit(kind=KIND_DROP)
+    chain.frames(10, permits=True)
+    assert chain.cause == CAUSE_DOOR
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["permit", "wait", "old", "drop", "arm", "door", "shut"]), max_size=60))
+def test_the_chain_is_never_closed_without_arming_since_it_opened(events: list[str]) -> None:
+    chain = Chain()
+    chain.state["time_out_ns"] = 3 * FRAME_NS
+    armed = False
+    was_closed = False
+    for event in events:
+        if event == "arm":
+            chain.arm()
+            armed = True
+        elif event == "permit":
+            chain.permit()
+        elif event == "old":
+            chain.receive(permit(sequence=chain.sequence))
+        elif event == "drop":
+            chain.permit(kind=KIND_DROP)
+        elif event in ("door", "shut"):
+            chain.state["door_closed"] = event == "shut"
+        else:
+            chain.frames(3)
+        chain.frames()
+        if chain.closed and not was_closed:
+            assert armed, "it closed without having been armed since it opened last"
+            armed = False
+        was_closed = chain.closed
