@@ -8,7 +8,7 @@ link usable or marks it suspect; a status carries the time at which it was read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -87,11 +87,11 @@ class LayerTable:
     """A layer as the engine takes it; arrays have one entry a visit."""
 
     first_visit: int
-    x_current_a: NDArray[np.float64]
-    y_current_a: NDArray[np.float64]
-    preset_counts: NDArray[np.uint32]
-    time_limit_ms: NDArray[np.uint16]
-    flags: NDArray[np.uint16]
+    x_current_a: NDArray[np.float64] = field(repr=False)
+    y_current_a: NDArray[np.float64] = field(repr=False)
+    preset_counts: NDArray[np.uint32] = field(repr=False)
+    time_limit_ms: NDArray[np.uint16] = field(repr=False)
+    flags: NDArray[np.uint16] = field(repr=False)
     early_on_counts: int
     early_off_counts: int
     gated: bool

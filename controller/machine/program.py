@@ -16,7 +16,7 @@ visit gets too much the next gets less; nothing adds up over a layer. A visit th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,7 @@ class LayerProgram:
     strip_scale_x: float
     """Position at the strips = this x position at isocentre."""
     strip_scale_y: float
-    visits: NDArray[np.void]
+    visits: NDArray[np.void] = field(repr=False)
     """`VISIT_PLAN_DTYPE`, in order of delivery; empty for a layer of zero-weight spots only."""
 
     @property
