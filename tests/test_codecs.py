@@ -1,9 +1,8 @@
-"""Frames and permits: compiled and plain codecs agree, no damage passes, and the chain believes only what it should."""
+"""Frames and permits: compiled and plain codecs agree, and no damage passes."""
 
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from drivers.wires.frames import (
     FRAME_OK,
     FRAME_SHORT,
     Frame,
-    FrameBuffer,
     decode,
     encode,
     inspect,
@@ -29,35 +27,13 @@ from drivers.wires.frames import (
 from drivers.wires.permits import (
     KIND_DROP,
     KIND_PERMIT,
-    PERMIT_BYTES,
-    SOURCE_CONTROLLER,
-    SOURCE_GUARD,
     Permit,
     key_words,
     permit_is_authentic,
     siphash24,
-    write_permit,
 )
 from drivers.wires.permits import decode as decode_permit
-from simulators.plant.build import build_plant, permit_key
-from simulators.plant.chain import receive_permit
-from simulators.plant.state import (
-    CAUSE_ALLOCATION,
-    CAUSE_DOOR,
-    CAUSE_DROP,
-    CAUSE_ELECTROMETER_2,
-    CAUSE_EMERGENCY,
-    CAUSE_ENGINE,
-    CAUSE_NONE,
-    CAUSE_OPERATOR,
-    CAUSE_SEARCH,
-    CAUSE_SILENCE,
-    ENG_TRIPPED,
-    FRAME_NS,
-    Plant,
-)
-from simulators.plant.step import advance_frame
-from tests.plant_rig import CARBON
+from tests.datagrams import KEY, fill, permit
 
 U64 = st.integers(0, 2**64 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1)
@@ -74,13 +50,6 @@ def frames(draw: st.DrawFn) -> Frame:
     rest = np.random.Generator(np.random.PCG64(seed)).integers(-(2**31), 2**31, size - len(edge))
     words = (*edge, *(int(word) for word in rest))
     return Frame(stream, draw(U64), draw(U64), draw(I64), draw(U32), draw(U32), draw(U64), draw(U64), draw(I64), words)
-
-
-def fill(buffer: FrameBuffer, data: bytes) -> int:
-    """Put a datagram where the socket would; what lay there before stays behind it."""
-    kept = data[:BUFFER_BYTES]
-    buffer.u8[: len(kept)] = np.frombuffer(kept, np.uint8)
-    return len(data)
 
 
 def verdict(data: bytes) -> int:
@@ -234,38 +203,6 @@ def test_the_compiled_siphash_is_the_papers(key: bytes, message: bytes) -> None:
     assert sip_compiled(key, whole) == sip_plain(key, whole)
 
 
-KEY = permit_key(CARBON)
-SESSION, TOKEN = 0xABCDEF, 0x1234
-
-
-def permit(
-    *,
-    kind: int = KIND_PERMIT,
-    source: int = SOURCE_CONTROLLER,
-    session: int = SESSION,
-    token: int = TOKEN,
-    sequence: int = 1,
-    t_ns: int = 0,
-    age_us: int = 0,
-    reason: int = 0,
-    key: bytes = KEY,
-) -> bytes:
-    buffer = new_buffer()
-    write_permit(
-        buffer,
-        kind,
-        source,
-        np.uint64(session),
-        np.uint64(token),
-        np.uint64(sequence),
-        t_ns,
-        age_us,
-        reason,
-        key_words(key),
-    )
-    return bytes(buffer.u8[:PERMIT_BYTES])
-
-
 PERMITS = st.builds(
     Permit,
     kind=st.sampled_from([KIND_PERMIT, KIND_DROP]),
@@ -313,229 +250,3 @@ def test_a_permit_of_another_length_is_none(length: int) -> None:
 def test_a_key_has_sixteen_bytes() -> None:
     with pytest.raises(ValueError, match="15 bytes, want 16"):
         key_words(bytes(15))
-
-
-class Chain:
-    """The plant's chain with a hand on its inputs."""
-
-    def __init__(self) -> None:
-        self.plant: Plant = build_plant(CARBON, 1)
-        self.state: Any = self.plant.state
-        self.state["session"] = SESSION
-        self.sequence = 0
-
-    def frames(self, count: int = 1, *, permits: bool = False) -> None:
-        for _ in range(count):
-            if permits:
-                self.permit()
-            plant = self.plant
-            advance_frame(plant.memory[0], plant.frame_1, plant.frame_2, plant.frame_3)
-
-    def arm(self, token: int = TOKEN) -> None:
-        self.state["chain_command"], self.state["chain_command_token"] = 1, token
-        self.state["chain_commands"] += 1
-        self.frames()
-
-    def receive(self, data: bytes) -> None:
-        length = fill(self.plant.permit, data)
-        receive_permit(self.plant.memory[0], self.plant.permit, length, int(self.state["t_ns"]))
-
-    def permit(self, **changes: Any) -> None:
-        self.sequence += 1
-        self.receive(permit(**{"sequence": self.sequence, **changes}))
-
-    @property
-    def closed(self) -> bool:
-        return bool(self.state["closed"])
-
-    @property
-    def cause(self) -> int:
-        return int(self.state["cause"])
-
-
-@pytest.fixture
-def chain() -> Chain:
-    """Armed and closed."""
-    chain = Chain()
-    chain.arm()
-    chain.frames(3, permits=True)
-    assert chain.closed
-    return chain
-
-
-def test_permits_do_not_close_a_chain_that_nobody_armed() -> None:
-    chain = Chain()
-    chain.frames(10, permits=True)
-    assert not chain.closed
-    assert chain.state["rejected"] == 10
-
-
-def test_arming_alone_does_not_close_the_chain() -> None:
-    chain = Chain()
-    chain.arm()
-    chain.frames(10)
-    assert not chain.closed
-    chain.frames(1, permits=True)
-    assert chain.closed
-
-
-REJECTED: list[tuple[str, dict[str, Any]]] = [
-    ("another key", {"key": bytes(16)}),
-    ("another session", {"session": SESSION + 1}),
-    ("another token", {"token": TOKEN + 1}),
-    ("the sequence number of the last", {"sequence": 3}),
-    ("an older sequence number", {"sequence": 2}),
-    ("an unknown source", {"source": 3}),
-    ("an unknown kind", {"kind": 7}),
-]
-
-
-@pytest.mark.parametrize(("what", "changes"), REJECTED, ids=[what for what, _ in REJECTED])
-def test_a_wrong_permit_is_rejected_and_does_not_keep_the_chain_closed(
-    chain: Chain, what: str, changes: dict[str, Any]
-) -> None:
-    rejected = int(chain.state["rejected"])
-    time_out = int(chain.state["time_out_ns"]) // FRAME_NS
-    for _ in range(time_out + 2):
-        chain.permit(**changes)
-        chain.frames()
-    assert chain.state["rejected"] == rejected + time_out + 2
-    assert not chain.closed
-    assert chain.cause == CAUSE_SILENCE
-
-
-def test_a_torn_permit_is_rejected(chain: Chain) -> None:
-    before = int(chain.state["permits"])
-    chain.receive(permit(sequence=99)[:60])
-    assert chain.state["rejected"] == 1
-    assert chain.state["permits"] == before
-
-
-def test_a_guards_permit_is_not_the_controllers(chain: Chain) -> None:
-    for _ in range(int(chain.state["time_out_ns"]) // FRAME_NS + 2):
-        chain.permit(source=SOURCE_GUARD)
-        chain.frames()
-    assert chain.cause == CAUSE_SILENCE
-
-
-def test_where_both_are_required_one_alone_is_not_enough() -> None:
-    chain = Chain()
-    chain.plant.parameters["guard_required"] = 1
-    chain.arm()
-    chain.frames(5, permits=True)
-    assert not chain.closed
-    chain.permit(source=SOURCE_GUARD)
-    chain.frames(1, permits=True)
-    assert chain.closed
-    chain.frames(int(chain.state["time_out_ns"]) // FRAME_NS + 2, permits=True)
-    assert chain.cause == CAUSE_SILENCE
-
-
-@pytest.mark.parametrize("time_out_ms", [1, 10, 250])
-def test_silence_opens_the_chain_with_the_first_frame_after_the_time_out(chain: Chain, time_out_ms: int) -> None:
-    chain.state["time_out_ns"] = time_out_ms * 1_000_000
-    chain.permit()
-    last_ns = int(chain.state["t_ns"])
-    chain.frames(time_out_ms * 10 + 1)
-    assert chain.closed
-    chain.frames()
-    assert not chain.closed
-    assert chain.cause == CAUSE_SILENCE
-    assert chain.state["open_ns"] - last_ns == time_out_ms * 1_000_000 + FRAME_NS
-
-
-def test_a_drop_opens_at_once_and_permits_do_not_close_again(chain: Chain) -> None:
-    chain.permit(kind=KIND_DROP, reason=8)
-    assert not chain.closed
-    assert chain.cause == CAUSE_DROP
-    chain.frames(50, permits=True)
-    assert not chain.closed
-    assert chain.cause == CAUSE_DROP
-
-
-def test_permits_that_come_back_after_silence_do_not_close_the_chain(chain: Chain) -> None:
-    chain.frames(int(chain.state["time_out_ns"]) // FRAME_NS + 2)
-    assert not chain.closed
-    chain.frames(50, permits=True)
-    assert not chain.closed
-    chain.arm(TOKEN + 1)
-    chain.frames(10, permits=True)
-    assert not chain.closed, "permits still carry the old token"
-    for _ in range(2):
-        chain.permit(token=TOKEN + 1)
-        chain.frames()
-    assert chain.closed
-    assert chain.cause == CAUSE_NONE
-
-
-INPUTS = [
-    ("emergency_stop", 1, CAUSE_EMERGENCY),
-    ("door_closed", 0, CAUSE_DOOR),
-    ("room_searched", 0, CAUSE_SEARCH),
-    ("room_allocated", 0, CAUSE_ALLOCATION),
-    ("abort_button", 1, CAUSE_OPERATOR),
-    ("backup_trip", 1, CAUSE_ELECTROMETER_2),
-    ("eng_state", ENG_TRIPPED, CAUSE_ENGINE),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "cause"), INPUTS)
-def test_every_input_opens_the_chain_within_a_frame_and_latches(
-    chain: Chain, name: str, value: int, cause: int
-) -> None:
-    good = int(chain.state[name])
-    chain.state[name] = value
-    chain.frames(1, permits=True)
-    assert not chain.closed
-    assert chain.cause == cause
-    chain.state[name] = good
-    chain.frames(20, permits=True)
-    assert not chain.closed
-    assert chain.cause == cause
-
-
-@pytest.mark.parametrize(("name", "value", "cause"), INPUTS)
-def test_an_open_input_keeps_an_armed_chain_open(name: str, value: int, cause: int) -> None:
-    chain = Chain()
-    chain.state[name] = value
-    chain.arm()
-    chain.frames(20, permits=True)
-    assert not chain.closed
-    assert chain.cause == cause
-
-
-def test_the_first_cause_is_kept(chain: Chain) -> None:
-    chain.state["door_closed"] = 0
-    chain.frames(1, permits=True)
-    chain.state["emergency_stop"] = 1
-    chain.permit(kind=KIND_DROP)
-    chain.frames(10, permits=True)
-    assert chain.cause == CAUSE_DOOR
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(["permit", "wait", "old", "drop", "arm", "door", "shut"]), max_size=60))
-def test_the_chain_is_never_closed_without_arming_since_it_opened(events: list[str]) -> None:
-    chain = Chain()
-    chain.state["time_out_ns"] = 3 * FRAME_NS
-    armed = False
-    was_closed = False
-    for event in events:
-        if event == "arm":
-            chain.arm()
-            armed = True
-        elif event == "permit":
-            chain.permit()
-        elif event == "old":
-            chain.receive(permit(sequence=chain.sequence))
-        elif event == "drop":
-            chain.permit(kind=KIND_DROP)
-        elif event in ("door", "shut"):
-            chain.state["door_closed"] = event == "shut"
-        else:
-            chain.frames(3)
-        chain.frames()
-        if chain.closed and not was_closed:
-            assert armed, "it closed without having been armed since it opened last"
-            armed = False
-        was_closed = chain.closed
