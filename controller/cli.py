@@ -21,6 +21,8 @@ from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
 DEFECT = 5
+OUTCOMES = {2: "unreadable", 3: "refused", 4: "interrupted"}
+"""What --json says of an error, by exit status; 5 is a defect."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,15 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except SpotwiseError as error:
         print(f"spotwise: {error}", file=sys.stderr)
+        if options.json:
+            _print_json({"outcome": OUTCOMES.get(error.exit_status, "defect"), "message": str(error)})
         return error.exit_status
     except KeyboardInterrupt:
         print("spotwise: interrupted before anything was delivered", file=sys.stderr)
+        if options.json:
+            _print_json({"outcome": "interrupted", "message": "interrupted before anything was delivered"})
         return 4
     except BrokenPipeError:
         return 0
     except Exception:
         # the boundary: whatever gets here is a defect of Spotwise, and says so
         traceback.print_exc()
+        if options.json:
+            _print_json({"outcome": "defect", "message": "a defect of Spotwise; see stderr"})
         print("spotwise: this is a defect; please report it with the lines above", file=sys.stderr)
         return DEFECT
 
@@ -143,24 +151,28 @@ def _deliver(options: argparse.Namespace) -> int:
     from controller.record.rebuild import rebuild  # noqa: PLC0415
     from controller.session import Order, make_directory, write_run  # noqa: PLC0415
 
-    if options.fault is not None and not site.all_simulated:
-        raise Refused("--fault is for rooms in which every device is simulated")
+    if not site.all_simulated and (options.fault is not None or options.clock == "virtual"):
+        raise Refused("--fault and --clock virtual are for rooms in which every device is simulated")
+    if options.fault is not None:
+        from controller.compose import load_scenario  # noqa: PLC0415
+
+        load_scenario(options.fault)  # a scenario that cannot be read must not leave a directory behind
     out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     make_directory(out)
     order = Order(options.plan, site, out, options.seed, options.clock, operator, reason)
     write_run(order)
     if options.clock == "virtual":
-        if not site.all_simulated:
-            raise Refused("--clock virtual is for rooms in which every device is simulated")
         from controller.run_virtual import deliver_virtual as run  # noqa: PLC0415
     else:
         from controller.run_real import deliver_real as run  # noqa: PLC0415
     outcome = run(order, report, options.fault)
-    if outcome.status == "refused":
-        raise Refused(outcome.message)
     summary = rebuild(out)
     if options.json:
         _print_json(summary)
+        if outcome.message:
+            print(f"spotwise: {outcome.message}", file=sys.stderr)
+    elif outcome.status == "refused":
+        print(f"spotwise: {outcome.message}", file=sys.stderr)
     else:
         print(_summary_text(summary, out, outcome.message))
     return outcome.exit_status

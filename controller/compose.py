@@ -140,6 +140,8 @@ class VirtualWorld:
             finally:
                 play.cancel()
                 await asyncio.wait((play,))
+                if not play.cancelled():
+                    play.result()  # a scenario that failed was not played: never silently
 
     def truth(self, programs: list[list[LayerProgram]], delivered: NDArray[Any]) -> dict[str, Any] | None:
         """Errors against what really happened in the plant."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import signal
@@ -23,8 +24,8 @@ from drivers.wires.virtual_loop import run_virtual
 
 def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> Outcome:
     """Deliver; writes the journal and truth.json. Ctrl-C and SIGTERM abort the treatment in order."""
-    world = VirtualWorld(order.site, order.seed)
     scenario = () if faults is None else load_scenario(faults)
+    world = VirtualWorld(order.site, order.seed)
     numbers = random.Random(f"{order.seed}|{order.site.name}")
     displays: list[Display] = []
     handlers: dict[int, Any] = {}
@@ -32,8 +33,11 @@ def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> O
     def watch(run: Run, commands: Commands) -> None:
         displays.append(Display(run, sys.stderr, report.time_s))
 
+        loop = asyncio.get_running_loop()
+
         def stop(number: int, _frame: FrameType | None) -> None:
-            commands.abort(order.operator, f"signal {signal.Signals(number).name}")
+            # a signal may come in the middle of anything: it waits for its turn in the loop
+            loop.call_soon_threadsafe(commands.abort, order.operator, f"signal {signal.Signals(number).name}")
 
         for number in (signal.SIGINT, signal.SIGTERM):
             handlers[number] = signal.signal(number, stop)

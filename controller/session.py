@@ -22,7 +22,6 @@ from controller.clock import now_ns
 from controller.commands import Commands
 from controller.delivery.devices import open_devices
 from controller.delivery.run import Run
-from controller.delivery.states import State
 from controller.delivery.treatment import Treatment
 from controller.dose.path import MonitorPath
 from controller.plan.check import CheckReport
@@ -30,7 +29,7 @@ from controller.plan.loaded import LoadedPlan
 from controller.record.identity import write_identity
 from controller.record.journal import JournalWriter
 from controller.telemetry_sinks import TelemetrySink
-from drivers.errors import BadInput, Refused, SpotwiseError, Stopped
+from drivers.errors import BadInput, Refused, Stopped
 from sites.loader import effective_config, site_sha256
 from sites.schema import Site
 
@@ -113,7 +112,7 @@ class Outcome:
     """How a delivery ended."""
 
     status: str
-    """completed, interrupted, refused or defect"""
+    """completed, interrupted or refused"""
     message: str = ""
     exit_status: int = 0
 
@@ -143,38 +142,26 @@ async def deliver(
         run = Run(order.site, loaded.plan, open_devices(order.site), path, journal, telemetry)
         if nonce is not None:
             run.nonce = nonce
-        outcome = Outcome("completed")
-        try:
-            async with Treatment(run, key) as treatment:
-                commands.attach(treatment)
-                watch(run, commands)
-                outcome = await _fields(commands, treatment, order)
-                await treatment.finish(outcome.status)
-        except* SpotwiseError as errors:
-            first = _first(errors)
-            outcome = Outcome("refused" if first.exit_status == 3 else "interrupted", str(first), first.exit_status)
-        await journal.sync()
+        async with Treatment(run, key) as treatment:
+            commands.attach(treatment)
+            watch(run, commands)
+            outcome = await _fields(commands, treatment, order)
+            await treatment.finish(outcome.status)
     return outcome, run
 
 
-def _first(group: BaseExceptionGroup[SpotwiseError]) -> SpotwiseError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, SpotwiseError)
-    return error
-
-
 async def _fields(commands: Commands, treatment: Treatment, order: Order) -> Outcome:
+    """Every field in turn. Refused only before anything could move; from then on a treatment is stopped."""
     try:
         await commands.prepare()
+    except Stopped as error:
+        return Outcome("interrupted", str(error), error.exit_status)
+    except Refused as error:
+        return Outcome("refused", str(error), error.exit_status)
+    try:
         while treatment.fields_left:
             await commands.arm(order.operator, order.reason)
             await commands.beam_on(order.operator)
     except Stopped as error:
         return Outcome("interrupted", str(error), error.exit_status)
-    except Refused as error:
-        return Outcome("refused", str(error), error.exit_status)
-    if treatment.run.state is not State.COMPLETED:
-        return Outcome("interrupted", f"ended in state {treatment.run.state.value}", 4)
     return Outcome("completed")

@@ -31,7 +31,29 @@ from drivers.wires.faults import FaultKind
 from simulators.plant.state import PARAMETERS, STATE
 from sites.schema import DEVICE_NAMES
 
-SLOW_DEVICES = ("gantry", "couch", "nozzle", "gating")
+SLOW_DEVICES = {
+    "gantry": ("creep_deg_per_s", "stuck", "fault"),
+    "couch": (
+        "stuck",
+        "fault",
+        *(
+            f"axes.{axis}.{what}"
+            for axis in ("vertical_mm", "longitudinal_mm", "lateral_mm", "rotation_deg", "pitch_deg", "roll_deg")
+            for what in ("creep_per_s", "stuck")
+        ),
+    ),
+    "nozzle": (
+        "snout_code",
+        "wrong_range_shifter_code",
+        "range_shifter.stuck",
+        "ripple_filter.stuck",
+        "snout.creep_per_s",
+        "snout.stuck",
+        "fault",
+    ),
+    "gating": ("fault", "source"),
+}
+"""What can go wrong in the slow devices (simulators/devices): attributes of each."""
 _KEYS = {"target", "value", "scale", "add", "at_s", "after_visits", "for_s", "kind", "delay_s"}
 
 
@@ -96,10 +118,14 @@ def _fault(entry: Any, where: str) -> Fault:
             kind = "plant"
             if rest not in (PARAMETERS.names or ()) and rest not in (STATE.names or ()):
                 raise BadInput(f"{where}: the plant has no {rest!r}; see simulators/plant/state.py")
-        elif head in SLOW_DEVICES and rest:
+        elif head in SLOW_DEVICES:
+            if rest not in SLOW_DEVICES[head]:
+                raise BadInput(f"{where}: the {head} has no {rest!r}; it has {', '.join(SLOW_DEVICES[head])}")
             kind, rest = "device", entry["target"]
         else:
-            raise BadInput(f"{where}: target {entry['target']!r} is none of plant.*, wire.*, {SLOW_DEVICES}")
+            raise BadInput(
+                f"{where}: target {entry['target']!r} is none of plant.*, wire.*, {', '.join(SLOW_DEVICES)}.*"
+            )
     return Fault(kind, rest, how, amount, at_s, None if after is None else int(after), _number(entry, "for_s", where))
 
 

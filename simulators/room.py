@@ -205,7 +205,10 @@ class Room:
                 owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
             old = getattr(owner, attribute)
             new = changed(fault, float(old or 0.0))
-            setattr(owner, attribute, bool(new) if isinstance(old, bool) else new)
+            if isinstance(old, bool) or attribute == "stuck":
+                setattr(owner, attribute, bool(new))
+            else:
+                setattr(owner, attribute, new if isinstance(old, float) else round(new))
             return lambda: setattr(owner, attribute, old)
         record = self.plant.parameters if fault.name in self.plant.parameters.dtype.names else self.plant.state
         before = record[fault.name].item()

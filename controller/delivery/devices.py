@@ -10,7 +10,7 @@ from drivers.contracts import Identity
 from drivers.couch import Couch
 from drivers.deadline import Deadline
 from drivers.dose_monitor import Electrometer
-from drivers.errors import LinkLost, Refused
+from drivers.errors import DeviceError, Refused
 from drivers.gantry import Gantry
 from drivers.gating import Gating
 from drivers.nozzle import Nozzle
@@ -56,7 +56,7 @@ async def connect_devices(site: Site, devices: RoomDevices) -> dict[str, Identit
         try:
             await driver.connect(deadline)
             identities[name] = await driver.identify(deadline)
-        except LinkLost as error:
+        except DeviceError as error:
             problems.append(str(error))
 
     async with asyncio.TaskGroup() as group:

@@ -176,9 +176,15 @@ async def arm(run: Run, program: LayerProgram, bank: int) -> None:
 
 
 async def start(run: Run, program: LayerProgram) -> None:
-    """Let the engine run."""
-    layer_event(run, program, "start")
-    await run.devices.scan_controller.start(Deadline.after(COMMAND_S, f"start of layer {program.layer_index + 1}"))
+    """Let the engine run, once no operator's pause stands in the way."""
+    while True:
+        await run.resumed.wait()
+        async with run.engine:
+            if run.resumed.is_set():
+                layer_event(run, program, "start")
+                deadline = Deadline.after(COMMAND_S, f"start of layer {program.layer_index + 1}")
+                await run.devices.scan_controller.start(deadline)
+                return
 
 
 async def done(run: Run, program: LayerProgram) -> None:

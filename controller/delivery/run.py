@@ -39,6 +39,12 @@ class Tally:
     energy_mev_u: float = float("nan")
 
 
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Run:
     """One treatment under way."""
@@ -63,7 +69,10 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by a trip or an abort: the field ends here."""
-    abort_cause: str = ""
+    resumed: asyncio.Event = field(default_factory=_set_event)
+    """Not set while the operator pauses: nothing starts then."""
+    engine: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Start and hold of the spot engine, one after the other: a pause never slips in between."""
     on_change: Callable[[], None] = lambda: None
     nonce: Callable[[], int] = lambda: secrets.randbits(63) | 1
     """Fresh numbers for sessions and arm tokens; seeded in virtual time."""
@@ -125,8 +134,9 @@ class Run:
         limit: float | None = None,
         detail: str = "",
         t_cause_ns: int | None = None,
+        leads: Event = Event.TRIP,
     ) -> None:
-        """Latch a condition, drop the permit, tell everybody, end the field."""
+        """Latch a condition, drop the permit, tell everybody, end the field; `leads` says to which state."""
         t_ns = now_ns()
         trip = self.latch.trip(condition_id, t_ns, value=value, limit=limit, detail=detail)
         if trip is None:
@@ -146,8 +156,8 @@ class Run:
             first_out=trip.first_out,
             hint=condition.hint,
         )
-        if trip.first_out and Event.TRIP in TABLE[self.state]:
-            self.go(Event.TRIP, trip.id)
+        if trip.first_out and leads in TABLE[self.state]:
+            self.go(leads, trip.id)
         self.publish_interlocks()
         self.stop.set()
 

@@ -54,6 +54,13 @@ def port_deg(site: Site, field: PlanField) -> float:
     return field.gantry_deg if site.gantry.kind == "fixed" else 0.0
 
 
+def check_set_ups(run: Run) -> None:
+    """What the set-ups of all fields will ask of this room exists. Raises `Refused`; nothing has moved then."""
+    for field in run.plan.fields:
+        nozzle_wanted(run.site, field)
+    _gating_source(run.site, run)
+
+
 async def set_up(run: Run, index: int) -> None:
     """Set a field up and verify it; from then on the interlock task watches that nothing moves."""
     site = run.site

@@ -21,6 +21,7 @@ class State(StrEnum):
     TRIPPED = "TRIPPED"
     """An interlock latched; a reset leads to TERMINATED."""
     TERMINATED = "TERMINATED"
+    """Ended before its time, by an operator's abort or by the reset of a trip: what is left is armed anew."""
     COMPLETED = "COMPLETED"
 
 
@@ -45,7 +46,7 @@ S, E = State, Event
 TABLE: dict[State, dict[Event, State]] = {
     S.IDLE: {E.LOAD: S.LOADED},
     S.LOADED: {E.LOAD: S.LOADED, E.CHECK: S.CHECKED},
-    S.CHECKED: {E.LOAD: S.LOADED, E.PREPARE: S.PREPARED},
+    S.CHECKED: {E.LOAD: S.LOADED, E.PREPARE: S.PREPARED, E.ABORT: S.TERMINATED},
     S.PREPARED: {E.ARM: S.ARMED, E.TRIP: S.TRIPPED, E.ABORT: S.TERMINATED},
     S.ARMED: {E.BEAM_ON: S.DELIVERING, E.TRIP: S.TRIPPED, E.ABORT: S.TERMINATED},
     S.DELIVERING: {

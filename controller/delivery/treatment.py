@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,17 +16,21 @@ from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
 from controller.delivery.layer import AlreadyTripped
 from controller.delivery.run import Run
-from controller.delivery.setup import set_up
-from controller.delivery.states import Event, State
+from controller.delivery.setup import check_set_ups, set_up
+from controller.delivery.states import TABLE, Event, State, follow
 from controller.delivery.stopping import beam_off, book_what_was_delivered
 from controller.delivery.watch import Watch
+from controller.dose.path import RingOverrun
 from controller.machine.dosimetry import measured_corrections
 from controller.machine.field_program import build_field, treatment_machine
 from controller.machine.program import LayerProgram
+from controller.record.journal import JournalDiskError
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError, LinkLost, Refused, Stopped
+from interlocks.slow import judge
 
 PREPARE_S = 30.0
+HOLD_S = 2.0
 SELF_TEST_PASSED = 2
 
 
@@ -66,10 +70,28 @@ class Treatment:
     async def prepare(self) -> None:
         """Connect, identify, self-test, freeze corrections, open the session, build the programs.
 
-        Raises `Refused` where the room or the plan does not allow a delivery; nothing has moved then.
+        Raises `Refused` where the room or the plan does not allow a delivery, `Stopped` where the operator aborted;
+        nothing has moved then.
         """
         run = self.run
+        follow(run.state, Event.PREPARE)
+        run.publish_interlocks()
+        failure = await self._race(self._prepare(), "preparation")
+        if run.state is State.TERMINATED:
+            raise Stopped(self._why())
+        for leaf in failure:
+            if isinstance(leaf, DeviceError | TimeoutError):
+                raise Refused(f"preparation: {str(leaf) or 'deadline missed'}") from leaf
+            if not isinstance(leaf, asyncio.CancelledError):
+                raise leaf
+        if run.stop.is_set():
+            raise Refused(self._why())
+        run.go(Event.PREPARE)
+
+    async def _prepare(self) -> None:
+        run = self.run
         site = run.site
+        check_set_ups(run)
         deadline = Deadline.after(PREPARE_S, "preparation")
         self._connected = True
         run.identities = await connect_devices(site, run.devices)
@@ -98,7 +120,6 @@ class Treatment:
         run.rings_read = (await run.devices.scan_controller.status(deadline)).results
         self._tasks = self.watch.start(self._group)
         await self.watch.ready(deadline)
-        run.go(Event.PREPARE)
 
     async def _self_tests(self, deadline: Deadline) -> None:
         for device in (self.run.devices.electrometer_1, self.run.devices.electrometer_2):
@@ -130,6 +151,7 @@ class Treatment:
     async def arm(self, operator: str, reason: str) -> None:
         """Set the next field up and close the chain."""
         run = self.run
+        await self._or_stop_at_once(Event.ARM)
         run.event("command", name="arm", operator=operator, reason=reason)
         index = self._next_field
         run.tally.field_index = index
@@ -141,11 +163,13 @@ class Treatment:
         await set_up(run, index)
         run.path.load_field(treatment_machine(run.site, run.plan.fields[index]), run.programs[index])
         await self.ledger.begin_field()
+        self.watch.begin_field()
         await arm_chain(run)
 
     async def beam_on(self, operator: str) -> None:
         """Deliver the armed field; returns when it is complete. Raises `Stopped`."""
         run = self.run
+        await self._or_stop_at_once(Event.BEAM_ON)
         run.event("command", name="beam_on", operator=operator, reason="")
         run.go(Event.BEAM_ON)
         index = self._next_field
@@ -153,6 +177,8 @@ class Treatment:
         if programs:
             await self._or_stop(deliver_layers(run, self.ledger, programs), "delivery", programs)
         await self._or_stop(self._close_field(index), "end of field", programs)
+        while run.state is State.INTERRUPTED:  # a pause that came too late to hold anything still wants its resume
+            await self._or_stop(self._wait_resumed(), "pause", programs)
         self._next_field += 1
         run.go(Event.COMPLETE if self.fields_left == 0 else Event.FIELD_DONE)
 
@@ -163,90 +189,148 @@ class Treatment:
         self.watch.drain()
         await run.journal.sync()
 
-    async def _or_stop(
-        self, work: Coroutine[Any, Any, None], what: str, programs: list[LayerProgram] | None = None
-    ) -> None:
-        """Do the work unless a trip or an abort comes first; a device's failure is a trip."""
-        run = self.run
+    async def _wait_resumed(self) -> None:
+        await self.run.resumed.wait()
+
+    async def _or_stop_at_once(self, event: Event) -> None:
+        """Refuse a command that the state does not know; what was stopped since the last one stays stopped."""
+        if self.run.stop.is_set():
+            await self._stopped([])
+        follow(self.run.state, event)
+
+    async def _race(self, work: Coroutine[Any, Any, None], what: str) -> list[BaseException]:
+        """Do the work until it ends or the run is stopped; returns what it failed of, nothing where it did not.
+
+        Whether the run was stopped is the caller's to ask, and still true when this returns.
+        """
         task = asyncio.create_task(work, name=what)
-        stop = asyncio.create_task(run.stop.wait(), name="stop")
+        stop = asyncio.create_task(self.run.stop.wait(), name="stop")
         try:
             await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and not task.cancelled() and task.exception() is None and not run.stop.is_set():
-                return
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-            self._name_failure(task, what)
         finally:
+            task.cancel()
             stop.cancel()
-            if not task.done():
-                task.cancel()
             await asyncio.wait((task, stop))
-        await self._stopped(programs or [])
+        return _leaves(asyncio.CancelledError() if task.cancelled() else task.exception())
 
-    def _name_failure(self, task: asyncio.Task[None], what: str) -> None:
-        error = None if task.cancelled() else task.exception()
-        for leaf in _leaves(error):
+    async def _or_stop(self, work: Coroutine[Any, Any, None], what: str, programs: Sequence[LayerProgram] = ()) -> None:
+        """Do the work unless a trip or an abort comes first; a device's failure is a trip."""
+        run = self.run
+        try:
+            failure = await self._race(work, what)
+        except asyncio.CancelledError:
+            # somebody gave this treatment up, or a task beside it died of a defect: no beam without us
+            await beam_off(run)
+            raise
+        if not failure and not run.stop.is_set():
+            return
+        defect = self._name_failure(failure, what)
+        if defect is not None:
+            await beam_off(run)
+            raise defect
+        await self._stopped(programs)
+
+    def _name_failure(self, failure: list[BaseException], what: str) -> BaseException | None:
+        """Latch what the work failed of; returns what no interlock has a name for."""
+        for leaf in failure:
             if isinstance(leaf, LinkLost):
                 self.run.trip("LINK_LOST", detail=str(leaf))
             elif isinstance(leaf, DeviceError):
                 self.run.trip("DEVICE_ERROR", detail=str(leaf))
             elif isinstance(leaf, TimeoutError):
                 self.run.trip("DEVICE_ERROR", detail=f"{what}: deadline missed")
+            elif isinstance(leaf, JournalDiskError | RingOverrun):
+                self.run.trip("DISK", detail=str(leaf))
             elif not isinstance(leaf, asyncio.CancelledError | AlreadyTripped):
-                raise leaf
+                return leaf
+        return None
 
-    async def _stopped(self, programs: list[LayerProgram]) -> None:
+    def _why(self) -> str:
+        first = self.run.latch.first_out
+        return "stopped" if first is None else first.message()
+
+    async def _stopped(self, programs: Sequence[LayerProgram]) -> None:
         run = self.run
         await beam_off(run)
         # the last frames after beam-off still belong to the log
         await asyncio.sleep(0.02)
-        self.watch.drain()
+        self._drain()
         if programs:
             await book_what_was_delivered(run, self.ledger, programs, self._next_field)
-        await run.journal.sync()
-        first = run.latch.first_out
-        raise Stopped(first.message() if first is not None else run.abort_cause or "stopped")
+        try:
+            await run.journal.sync()
+        except JournalDiskError as error:
+            run.trip("DISK", detail=str(error))
+        raise Stopped(self._why())
+
+    def _drain(self) -> None:
+        try:
+            self.watch.drain()
+        except RingOverrun as error:
+            self.run.trip("DISK", detail=str(error))
 
     async def pause(self, operator: str) -> None:
-        """Beam off at once by the engine's hold; the field stays armed."""
+        """Beam off at once by the engine's hold, nothing starts, the field stays armed.
+
+        Raises `Stopped` where the engine does not hold: that is a trip.
+        """
         run = self.run
         run.go(Event.PAUSE, f"operator {operator}")
         run.event("command", name="pause", operator=operator, reason="")
-        await run.devices.scan_controller.hold(True, Deadline.after(2.0, "pause"))
+        run.resumed.clear()
+        await self._hold(True, "pause")
 
     async def resume(self, operator: str) -> None:
-        """End an operator's pause."""
+        """End an operator's pause. Raises `Stopped` as `pause` does."""
         run = self.run
         run.go(Event.RESUME, f"operator {operator}")
         run.event("command", name="resume", operator=operator, reason="")
-        await run.devices.scan_controller.hold(False, Deadline.after(2.0, "resume"))
+        await self._hold(False, "resume")
+        if run.state is State.DELIVERING:  # not paused anew meanwhile
+            run.resumed.set()
+
+    async def _hold(self, on: bool, what: str) -> None:
+        deadline = Deadline.after(HOLD_S, what)
+        try:
+            async with deadline.timeout(), self.run.engine:
+                await self.run.devices.scan_controller.hold(on, deadline)
+        except (DeviceError, TimeoutError) as error:
+            defect = self._name_failure([error], what)
+            assert defect is None
+            raise Stopped(self._why()) from error
 
     def abort(self, operator: str, cause: str) -> None:
-        """Stop for good; whoever delivers sees `Stopped`."""
+        """Stop for good; whoever prepares, arms or delivers sees `Stopped`. After the end it does nothing."""
         run = self.run
-        if run.stop.is_set():
+        if run.stop.is_set() or Event.ABORT not in TABLE[run.state]:
             return
         run.event("command", name="abort", operator=operator, reason=cause)
-        run.abort_cause = cause
-        run.trip("OPERATOR_ABORT", detail=cause)
+        run.trip("OPERATOR_ABORT", detail=cause, leads=Event.ABORT)
 
     def reset(self, operator: str, reason: str) -> None:
-        """Clear the latch after a trip. Raises ValueError without a name and a reason."""
+        """Clear the latch after a trip.
+
+        Raises `UndefinedTransition` where nothing is tripped, `Refused` without a name and a reason, or while a
+        cause is still there.
+        """
         run = self.run
+        follow(run.state, Event.RESET)
+        if not operator.strip() or not reason.strip():
+            raise Refused("a reset needs a named operator and a reason")
+        still = judge(run.seen, run.expected, now_ns())
+        if still:
+            causes = "; ".join(f"{found.id} {found.detail}".rstrip() for found in still)
+            raise Refused(f"not reset: the cause is still there: {causes}")
         cleared = run.latch.reset(operator, reason)
         run.path.reset()
         run.event("reset", operator=operator, reason=reason, ids=[t.id for t in cleared])
-        if run.state is State.TRIPPED:
-            run.go(Event.RESET, reason)
+        run.go(Event.RESET, reason)
         run.publish_interlocks()
-        run.stop.clear()
 
     async def finish(self, outcome: str) -> None:
         """Close the part in the journal."""
         run = self.run
-        self.watch.drain()
+        self._drain()
         run.journal.end(
             now_ns(),
             {

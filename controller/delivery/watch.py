@@ -13,10 +13,11 @@ from typing import Any
 from controller.clock import now_ns
 from controller.delivery.account import Ledger
 from controller.delivery.run import Run
+from controller.delivery.states import State
 from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, RingOverrun
 from controller.record.journal import JournalDiskError
 from drivers.deadline import Deadline
-from drivers.errors import DeviceError, LinkLost
+from drivers.errors import DeviceError, LinkLost, Refused
 from drivers.flags import FLAG_HOLD, FLAG_SPILL
 from interlocks.conditions import by_number
 from interlocks.slow import judge
@@ -44,6 +45,10 @@ class Watch:
         self._ready = asyncio.Event()
         self._spill = False
 
+    def begin_field(self) -> None:
+        """Holds are counted a field."""
+        self.holds = Holds()
+
     def start(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Start them; the caller cancels them at the end of the run."""
         run = self.run
@@ -59,10 +64,18 @@ class Watch:
         return tasks
 
     async def ready(self, deadline: Deadline) -> None:
-        """Wait until every device has a status and all streams run."""
-        async with deadline.timeout():
-            while len(self.run.seen) < len(self.run.site.devices.items()) or not self.run.path.alive:
-                await asyncio.sleep(0.01)
+        """Wait until every device has a status and all streams run. Raises `Refused` that names what is missing."""
+        names = [name for name, _ in self.run.site.devices.items()]
+        try:
+            async with deadline.timeout():
+                while not (self.run.path.alive and all(name in self.run.seen for name in names)):
+                    await asyncio.sleep(0.01)
+        except TimeoutError as error:
+            missing = [f"no status of {name}" for name in names if name not in self.run.seen]
+            if not self.run.path.alive:
+                frames = self.run.site.streams.frames
+                missing.append(f"not all three streams of frames arrive at {frames.host}:{frames.port}")
+            raise Refused(f"{deadline.purpose}: {'; '.join(missing)}; check devices and network") from error
 
     async def _poll(self, name: str, poll_hz: float, max_age_ms: float, timeout_ms: float) -> None:
         status: Callable[[Deadline], Awaitable[Any]] = getattr(self.run.devices, name).status
@@ -102,6 +115,8 @@ class Watch:
         lease_ns = round(run.site.permits.lease_ms * 1e6)
         while True:
             t_ns = now_ns()
+            if run.state is State.INTERRUPTED and self.holds.since_ns is not None:
+                self.holds.since_ns = t_ns  # the operator's pause is no hold of the gate, and may last
             hold_s = 0.0 if self.holds.since_ns is None else (t_ns - self.holds.since_ns) * 1e-9
             for found in judge(run.seen, run.expected, t_ns, hold_s=hold_s, holds=self.holds.count):
                 run.trip(found.id, value=found.value, limit=found.limit, detail=found.detail)
@@ -161,9 +176,10 @@ class Watch:
             run.event("spill", phase="begin" if spill else "end")
         held = bool(flags & FLAG_HOLD)
         if held and self.holds.since_ns is None:
+            paused = run.state is State.INTERRUPTED
             self.holds.since_ns = now_ns()
-            self.holds.count += 1
-            run.event("hold", phase="begin", cause="gate or operator")
+            self.holds.count += not paused
+            run.event("hold", phase="begin", cause="operator" if paused else "gate")
         elif not held and self.holds.since_ns is not None:
             self.holds.since_ns = None
             run.event("hold", phase="end", cause="")

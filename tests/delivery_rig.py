@@ -1,0 +1,147 @@
+"""A delivery in virtual time, in this process, with everything that a test wants to look at afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from controller.commands import Commands
+from controller.compose import VirtualWorld, load_scenario, site_key, wire_latencies
+from controller.delivery.run import Run
+from controller.plan.check import check_plan
+from controller.record.journal_reader import read_journal
+from controller.record.rebuild import rebuild, verify_directory
+from controller.session import Order, Outcome, deliver
+from controller.telemetry_sinks import MemorySink
+from drivers.wires.virtual_loop import run_virtual
+from sites.loader import load_site
+from sites.schema import Site
+
+EXAMPLES = Path(__file__).parents[1] / "sites" / "plans"
+Script = Callable[["Delivery"], Coroutine[Any, Any, None]]
+
+
+@dataclass
+class Delivery:
+    """A delivery under way, and afterwards."""
+
+    directory: Path
+    world: VirtualWorld
+    run: Run
+    commands: Commands
+    sink: MemorySink
+    outcome: Outcome | None = None
+    truth: dict[str, Any] | None = None
+    summary: dict[str, Any] | None = None
+    visits: NDArray[Any] | None = None
+    events: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def plant(self) -> Any:
+        """State of the simulated plant."""
+        return self.world.room.plant.state
+
+    def named(self, event: str, **values: Any) -> list[dict[str, Any]]:
+        """Events of a name, with these values."""
+        return [e for e in self.events if e["event"] == event and all(e.get(k) == v for k, v in values.items())]
+
+    @property
+    def first_out(self) -> str | None:
+        """The condition that stopped it."""
+        first = self.run.latch.first_out
+        return None if first is None else first.id
+
+    async def until(self, what: Callable[[], object], limit_s: float = 60.0) -> None:
+        """Wait in virtual time until something is so."""
+        async with asyncio.timeout(limit_s):
+            while not what():
+                await asyncio.sleep(0.0005)
+
+
+def run_delivery(
+    plan: Path,
+    site: str | Site,
+    directory: Path,
+    *,
+    seed: int = 0,
+    faults: str | None = None,
+    script: Script | None = None,
+) -> Delivery:
+    """Deliver, rebuild the directory, and check what is true of every delivery; `script` plays the operator."""
+    room = load_site(site) if isinstance(site, str) else site
+    directory.mkdir(parents=True, exist_ok=True)
+    scenario = ()
+    if faults is not None:
+        path = directory.parent / f"{directory.name}-faults.toml"
+        path.write_text(faults, encoding="utf-8")
+        scenario = load_scenario(path)
+    report = check_plan(plan, room)
+    assert report.outcome == "deliverable", [f.message for f in report.findings]
+    world = VirtualWorld(room, seed)
+    numbers = random.Random(seed)
+    sink = MemorySink()
+    seen: list[Delivery] = []
+
+    async def main() -> Outcome:
+        plays: list[asyncio.Task[None]] = []
+
+        def watch(run: Run, commands: Commands) -> None:
+            seen.append(Delivery(directory, world, run, commands, sink))
+            if script is not None:
+                plays.append(asyncio.create_task(script(seen[0]), name="operator"))  # type: ignore[arg-type]
+
+        async with world.serve(scenario) as path:
+            outcome, _ = await deliver(
+                Order(plan, room, directory, seed),
+                report,
+                path,
+                site_key(room),
+                sink,
+                nonce=lambda: numbers.getrandbits(63) | 1,
+                watch=watch,
+            )
+            for play in plays:
+                await play
+            return outcome
+
+    tcp, serial = wire_latencies(room)
+    outcome = run_virtual(main(), world, seed=seed, tcp=tcp, serial=serial)
+    delivery = seen[0]
+    delivery.outcome = outcome
+    with read_journal(directory / "journal.bin") as journal:
+        delivery.visits = journal.visits.copy()
+        delivery.events = tuple(e for part in journal.parts for e in part.events)
+        delivery.truth = world.truth(list(delivery.run.programs), journal.visits)
+    if delivery.truth is not None:
+        (directory / "truth.json").write_text(json.dumps(delivery.truth, sort_keys=True), encoding="utf-8")
+    delivery.summary = rebuild(directory)
+    assert verify_directory(directory) == []
+    assert sink.rejected == []
+    return delivery
+
+
+def fault(target: str, *, at: str = "after_visits = 5", **values: Any) -> str:
+    """One fault as a scenario writes it."""
+    lines = [f'target = "{target}"', at, *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return "\n".join(["[[fault]]", *lines, ""])
+
+
+def counts_accounted(delivery: Delivery, fields: Sequence[int]) -> None:
+    """S5: what the visits say and what lay between them is what the retained counters say, to the count."""
+    visits = delivery.visits
+    assert visits is not None
+    for index in fields:
+        for number in (1, 2):
+            told = delivery.named("reconcile", field=index, device=f"electrometer_{number}")
+            assert told, f"field {index}: electrometer {number} was not reconciled"
+            of_field = visits[visits["field"] == index]
+            booked = int(of_field[f"counts_{number}"].sum())
+            assert booked == told[-1]["journal"] == told[-1]["ring"]
+            assert booked + told[-1]["between_visits"] == told[-1]["retained"]
