@@ -97,7 +97,7 @@ def judge_liveness(m, now_ns):
 
 
 @compiled
-def judge_frame_1(m, delta, t_ns, now_ns):
+def judge_frame_1(m, delta, since_change, t_ns, now_ns):
     """Dose, rate, high voltage and unrequested beam from a frame of electrometer 1 that counted `delta`."""
     s = m.state
     v = m.running
@@ -116,7 +116,7 @@ def judge_frame_1(m, delta, t_ns, now_ns):
             latch(m, BEAM_WITHOUT_REQUEST, (t_ns - since) * 1e-6, limits.proof_ns * 1e-6, t_ns, now_ns)
     else:
         s.beam_seen_ns = -1
-    judge_direction(m, delta, t_ns, now_ns)
+    judge_direction(m, delta, since_change, t_ns, now_ns)
     field = s.counts_1 - s.field_start_1
     if m.control.permit_on == 1 and field > limits.field_counts_1:
         latch(m, FIELD_DOSE_PRIMARY, float(field), limits.field_counts_1, t_ns, now_ns)
@@ -136,14 +136,15 @@ def judge_frame_1(m, delta, t_ns, now_ns):
 
 
 @compiled
-def judge_direction(m, delta, t_ns, now_ns):
-    """A cumulative count does not run backwards, but for noise and a negative pedestal."""
-    if delta < -m.limits.spot_dose_counts:
-        latch(m, COUNTS_BACKWARDS, float(delta), -m.limits.spot_dose_counts, t_ns, now_ns)
+def judge_direction(m, delta, since_change, t_ns, now_ns):
+    """A cumulative count does not run backwards, nor stand behind its last latch, but for noise and a pedestal."""
+    least = min(delta, since_change)
+    if least < -m.limits.spot_dose_counts:
+        latch(m, COUNTS_BACKWARDS, float(least), -m.limits.spot_dose_counts, t_ns, now_ns)
 
 
 @compiled
-def judge_frame_2(m, delta, t_ns, now_ns):
+def judge_frame_2(m, delta, since_change, t_ns, now_ns):
     """Dose and state from a frame of electrometer 2 that counted `delta`."""
     s = m.state
     v = m.running
@@ -154,7 +155,7 @@ def judge_frame_2(m, delta, t_ns, now_ns):
         latch(m, SATURATED, 0.0, 0.0, t_ns, now_ns)
     if flags & FLAG_TRIPPED != 0:
         latch(m, BACKUP_TRIPPED, 0.0, 0.0, t_ns, now_ns)
-    judge_direction(m, delta, t_ns, now_ns)
+    judge_direction(m, delta, since_change, t_ns, now_ns)
     field = s.counts_2 - s.field_start_2
     if m.control.permit_on == 1 and field > m.limits.field_counts_2:
         latch(m, FIELD_DOSE_SECONDARY, float(field), m.limits.field_counts_2, t_ns, now_ns)

@@ -327,7 +327,7 @@ def integrate_1(m, buffer, now_ns):
         v.saturated = 1
     s.row_flags |= s.flags_1
     s.row_frames_1 += 1
-    judge_frame_1(m, delta, t_ns, now_ns)
+    judge_frame_1(m, delta, counts - buffer.i64[6], t_ns, now_ns)
 
 
 @compiled
@@ -365,7 +365,7 @@ def integrate_2(m, buffer, now_ns):
         v.saturated = 1
     s.row_flags |= s.flags_2
     s.row_frames_2 += 1
-    judge_frame_2(m, delta, t_ns, now_ns)
+    judge_frame_2(m, delta, counts - buffer.i64[6], t_ns, now_ns)
 
 
 @compiled

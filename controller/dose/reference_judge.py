@@ -109,8 +109,9 @@ class Judge:
             self._unrequested(frame)
         elif frame.flags & FLAG_TRIPPED:
             self._trip(numbers.BACKUP_TRIPPED, 0.0, 0.0)
-        if delta < -self._limit("spot_dose_counts"):
-            self._trip(numbers.COUNTS_BACKWARDS, delta, -self._limit("spot_dose_counts"))
+        least = min(delta, frame.counts - frame.counts_at_change)
+        if least < -self._limit("spot_dose_counts"):
+            self._trip(numbers.COUNTS_BACKWARDS, least, -self._limit("spot_dose_counts"))
         field = frame.counts - self.integrator.channels[frame.stream].start_counts
         limit = self._limit(f"field_counts_{frame.stream}")
         if field > limit:
