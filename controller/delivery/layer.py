@@ -13,7 +13,7 @@ from controller.record.journal import program_head
 from drivers.contracts import AcceleratorStatus, LayerTable
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError, ReadbackMismatch, SpotwiseError
-from drivers.flags import FLAG_HOLD, FLAG_LAYER_DONE
+from drivers.flags import FLAG_ARMED, FLAG_HOLD, FLAG_LAYER_DONE
 from interlocks.slow import angle_difference, judge
 
 READY = 2
@@ -172,6 +172,10 @@ async def arm(run: Run, program: LayerProgram, bank: int) -> None:
     deadline = Deadline.after(COMMAND_S, f"arming of layer {program.layer_index + 1}")
     run.path.allow(int(v["visit"][0]), int(v["visit"][-1]))
     await run.devices.scan_controller.arm(bank, run.arm_token, deadline)
+    # frames may come late: until one shows the engine armed, "layer done" would still be said of the layer before
+    async with deadline.timeout():
+        while not run.path.flags & FLAG_ARMED:
+            await run.path.changed()
     layer_event(run, program, "armed")
 
 
