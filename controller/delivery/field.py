@@ -29,12 +29,12 @@ async def arm_chain(run: Run) -> None:
 
 
 async def disarm_chain(run: Run) -> None:
-    """No more permits, chain open, no more spills."""
+    """No more permits, chain open, no more spills, stopper closed: only an armed field has it open."""
     deadline = Deadline.after(COMMAND_S, "opening the safety chain")
     run.path.withhold()
     run.event("permit", phase="end", arm_token=run.arm_token)
     await run.devices.safety_chain.disarm(deadline)
-    await run.devices.accelerator.release(deadline)
+    await run.devices.accelerator.stop(deadline)
 
 
 async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgram]) -> None:
