@@ -87,12 +87,13 @@ async def set_up(run: Run, index: int) -> None:
         )
         group.create_task(devices.gating.select(source, deadline), name="gating")
     _check_snout(nozzle.result(), wanted)
-    run.note("gating", await devices.gating.status(deadline))
+    gating = await devices.gating.status(deadline)
+    run.note("gating", gating)
     for name, result in (("gantry", gantry.result()), ("couch", couch.result()), ("nozzle", nozzle.result())):
         run.note(name, result)
     run.note("safety_chain", await devices.safety_chain.status(deadline))
     _write_down(run, index, field, gantry.result(), couch.result(), nozzle.result(), wanted)
-    run.event("setup", field=index, device="gating", quantity="source", set=source, readback=source, unit="")
+    run.event("setup", field=index, device="gating", quantity="source", set=source, readback=gating.source, unit="")
     run.expected = Expected(
         gantry_deg=field.gantry_deg,
         gantry_tolerance_deg=site.gantry.tolerance_deg,
