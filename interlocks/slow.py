@@ -190,8 +190,8 @@ def _chain(status: ChainStatus, expected: Expected) -> list[Violation]:
                 found.append(Violation("CHAIN_INPUT", None, None, name))
     if expected.port_deg is not None and not angle_difference(status.port_sensor_deg, expected.port_deg) <= 0.5:
         found.append(Violation("PORT_SENSOR", status.port_sensor_deg, expected.port_deg, ""))
-    # the energy and ion sensors read 0 / none between spills: then there is no beam to judge
-    if expected.energy_mev_u is not None and status.energy_sensor_mev_u != 0:
+    # the energy and ion sensors read 0 / none between spills: then there is no beam to judge; with beam, 0 is a fault
+    if expected.energy_mev_u is not None and (status.energy_sensor_mev_u != 0 or status.beam_present):
         off = abs(status.energy_sensor_mev_u - expected.energy_mev_u)
         if not off <= expected.energy_tolerance_mev_u:
             found.append(Violation("ENERGY_SENSOR", off, expected.energy_tolerance_mev_u, ""))
