@@ -111,17 +111,19 @@ class Ledger:
         per_meterset = program.particles_per_mu if unit == "MU" else 1.0
         visits = np.zeros(len(rows), VISIT_DTYPE)
         plan = program.visits
-        for index, (row, one, two) in enumerate(zip(rows, latches_1, latches_2, strict=True)):
+        first = int(plan["visit"][0])
+        # all of them before the first is booked: what is refused here must not be half in the sums
+        for row, one, two in zip(rows, latches_1, latches_2, strict=True):
             visit = int(row["visit"])
-            at = visit - int(plan["visit"][0])
-            if not 0 <= at < len(plan) or int(one["visit"]) != visit or int(two["visit"]) != visit:
+            if not 0 <= visit - first < len(plan) or int(one["visit"]) != visit or int(two["visit"]) != visit:
                 raise DeviceError(
                     "scan_controller",
                     f"result ring: visit {visit}, electrometers latched {int(one['visit'])} and {int(two['visit'])}; "
-                    f"wanted one of {int(plan['visit'][0])} to {int(plan['visit'][-1])}",
+                    f"wanted one of {first} to {int(plan['visit'][-1])}",
                 )
-            out = visits[index]
-            self._fill(out, program, plan[at], row, per_meterset)
+        for out, row, one, two in zip(visits, rows, latches_1, latches_2, strict=True):
+            visit = int(row["visit"])
+            self._fill(out, program, plan[visit - first], row, per_meterset)
             self._counts(out, visit, int(one["counts"]), int(two["counts"]), program)
             out["meterset_1"] = out["particles_1"] / per_meterset
             out["meterset_2"] = out["particles_2"] / per_meterset
