@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.clock import now_ns
 from controller.delivery.run import Run
 from controller.machine.program import LayerProgram
 from controller.record.schema import (
@@ -42,6 +43,7 @@ class Counters:
     retained_2: int = 0
     booked_1: int = 0
     booked_2: int = 0
+    begun_ns: int = 0
 
 
 class Ledger:
@@ -64,12 +66,12 @@ class Ledger:
         deadline = Deadline.after(READ_S, "retained counters")
         one = await self.run.devices.electrometer_1.status(deadline)
         two = await self.run.devices.electrometer_2.status(deadline)
-        self.counters = Counters(one.counts, two.counts)
+        self.counters = Counters(one.counts, two.counts, begun_ns=now_ns())
         self._measured.clear()
         self._last = None
 
-    async def account(self, program: LayerProgram, limit_s: float = READ_S) -> None:
-        """Read what the rings hold of this layer, book it, journal it, acknowledge it."""
+    async def account(self, program: LayerProgram, limit_s: float = READ_S) -> int:
+        """Read what the rings hold of this layer, book it, journal it, acknowledge it. Returns the number of visits."""
         run = self.run
         devices = run.devices
         deadline = Deadline.after(limit_s, f"result rings of layer {program.layer_index + 1}")
@@ -77,10 +79,10 @@ class Ledger:
         first = run.rings_read
         count = min(status.results - first, len(program.visits))  # the next layer may run already
         if count == 0:
-            return
+            return 0
         head = int((await devices.scan_controller.results(first, 1, deadline))["visit"][0])
         if not int(program.visits["visit"][0]) <= head <= int(program.visits["visit"][-1]):
-            return  # what comes next in the rings is of a later layer: this one is booked
+            return 0  # what comes next in the rings is of a later layer: this one is booked
         count = min(count, int(program.visits["visit"][-1]) - head + 1)
         async with asyncio.TaskGroup() as group:
             engine = group.create_task(devices.scan_controller.results(first, count, deadline), name="engine ring")
@@ -95,6 +97,7 @@ class Ledger:
         await devices.electrometer_1.acknowledge(run.rings_read, deadline)
         await devices.electrometer_2.acknowledge(run.rings_read, deadline)
         self._publish(program, visits)
+        return count
 
     async def _wait_measured(self, visits: list[int]) -> None:
         """The path publishes a visit with the frame after its end: give it that long, no longer."""
@@ -269,7 +272,10 @@ class Ledger:
         run.on_change()
 
     async def reconcile(self, field_index: int, limit_s: float = READ_S) -> None:
-        """Retained counters against what was booked; the difference is the counts between visits, written down."""
+        """Retained counters against what was booked; the difference is the counts between visits, written down.
+
+        More of them than the pedestal and the field's tolerance explain are a dispute.
+        """
         deadline = Deadline.after(limit_s, "retained counters")
         for number in (1, 2):
             device = self.run.devices.electrometer_1 if number == 1 else self.run.devices.electrometer_2
@@ -286,3 +292,11 @@ class Ledger:
                 journal=booked,
                 between_visits=delivered - booked,
             )
+            state, tolerances = self.run.path.monitor.state, self.run.site.tolerances
+            pedestal_per_ns = int(state[f"quiet_counts_{number}"]) / max(1, int(state[f"quiet_ns_{number}"]))
+            unexplained = delivered - booked - pedestal_per_ns * (now_ns() - self.counters.begun_ns)
+            limit = tolerances.field_dose * booked + tolerances.field_dose_counts
+            if not self.run.latch.tripped and not abs(unexplained) <= limit:
+                self.run.trip(
+                    "COUNTS_DISPUTED", value=unexplained, limit=limit, detail=f"electrometer_{number}, between visits"
+                )

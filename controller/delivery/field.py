@@ -69,5 +69,9 @@ async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgr
 
 
 async def _account(run: Run, ledger: Ledger, program: LayerProgram) -> None:
-    await ledger.account(program)
+    booked = await ledger.account(program)
+    if booked != len(program.visits):
+        # the engine said "layer done": a layer that is not whole must not pass for one
+        layer = f"visits of layer {program.layer_index + 1} in the rings"
+        run.trip("COUNTS_DISPUTED", value=float(booked), limit=float(len(program.visits)), detail=layer)
     await run.journal.sync()
