@@ -446,6 +446,20 @@ def obey_control(m):
         clear_latch(m)
 
 
+@compiled_inline
+def is_fresh(m, now_ns):
+    """True while the newest frames of all three streams are young enough for a permit: it rests on each of them.
+
+    Asked with a frame of electrometer 1: the newest of the two others is up to a period older without being late.
+    """
+    oldest = max(
+        now_ns - m.streams[1].t_ns - m.streams[1].offset_ns,
+        now_ns - m.streams[2].t_ns - m.streams[2].offset_ns - FRAME_NS,
+        now_ns - m.streams[3].t_ns - m.streams[3].offset_ns - ROW_NS,
+    )
+    return oldest <= m.limits.frame_age_ns
+
+
 @compiled
 def decide(m, fresh, now_ns):
     """What to send now: a permit for a fresh frame of electrometer 1 while nothing is wrong, a drop once tripped."""
@@ -473,7 +487,7 @@ def handle_frame(m, buffer, length, now_ns, checked):
         if accept(m, stream, buffer.u64[1], buffer.i64[2], t_ns, now_ns):
             if stream == STREAM_ELECTROMETER_1:
                 integrate_1(m, buffer, now_ns)
-                fresh = now_ns - t_ns - m.streams[1].offset_ns <= m.limits.frame_age_ns
+                fresh = is_fresh(m, now_ns)
             elif stream == STREAM_ELECTROMETER_2:
                 integrate_2(m, buffer, now_ns)
             elif stream == STREAM_SCAN:
