@@ -137,9 +137,8 @@ class MonitorPath:
         self.monitor.control["last_visit"] = last_visit
 
     def permit(self, token: int) -> None:
-        """Permits with this token may leave from now on."""
+        """Permits with this token may leave from now on; a drop commanded meanwhile stands until a reset."""
         self.monitor.control["token"] = token
-        self.monitor.control["drop"] = 0
         self.monitor.control["permit_on"] = 1
 
     def withhold(self) -> None:
