@@ -62,12 +62,12 @@ def latch(m, number, value, limit, t_ns, now_ns):
     s = m.state
     if s.trip != 0:
         return
-    s.trip = number
     s.trip_value = value
     s.trip_limit = limit
     s.trip_t_ns = t_ns
     s.trip_local_ns = now_ns
     s.trip_visit = m.running.visit
+    s.trip = number  # last: whoever sees the number from another thread sees what belongs to it
     s.trips += 1
 
 
@@ -107,8 +107,8 @@ def judge_frame_1(m, delta, since_change, t_ns, now_ns):
         latch(m, HIGH_VOLTAGE_1, 0.0, 0.0, t_ns, now_ns)
     if flags & FLAG_SATURATED != 0:
         latch(m, SATURATED, float(delta), 0.0, t_ns, now_ns)
-    # beam without request: seen for longer than the proof time after the request fell
-    if flags & FLAG_BEAM != 0 and s.flags_3 & FLAG_REQUEST == 0:
+    # beam without request: seen by either monitor for longer than the proof time after the request fell
+    if (flags | s.flags_2) & FLAG_BEAM != 0 and s.flags_3 & FLAG_REQUEST == 0:
         if s.beam_seen_ns < 0:
             s.beam_seen_ns = t_ns
         since = max(s.beam_seen_ns, s.request_off_ns)
@@ -204,12 +204,12 @@ def judge_frame_3(m, visit, t_ns, now_ns):
 
 @compiled
 def judge_sequence(m, visit, t_ns, now_ns):
-    """Only the visits of the armed layer, in order; one may be passed over for each frame lost."""
+    """Only the visits of the armed layer, in order from its first; one may be passed over for each frame lost."""
     c = m.control
     before = m.running.visit
     if visit == 0:
         return
-    skipped = before > 0 and visit > before + 1 + m.running.lost
+    skipped = visit > (before + 1 if before > 0 else c.first_visit) + m.running.lost
     if visit < c.first_visit or visit > c.last_visit or visit < before or skipped:
         latch(m, VISIT_SEQUENCE, float(visit), float(c.last_visit), t_ns, now_ns)
 

@@ -85,7 +85,8 @@ class Judge:
         if visit == 0:
             return
         allowed = range(max(self.first_visit, before.id), self.last_visit + 1)
-        if visit not in allowed or (before.id > 0 and visit - before.id - 1 > before.lost):
+        following = before.id + 1 if before.id > 0 else self.first_visit
+        if visit not in allowed or visit - following > before.lost:
             self._trip(numbers.VISIT_SEQUENCE, visit, self.last_visit)
 
     def turn(self, now_ns: int) -> None:
@@ -123,7 +124,7 @@ class Judge:
                 self._secondary(frame)
 
     def _unrequested(self, frame: Frame) -> None:
-        if not frame.flags & FLAG_BEAM or self.integrator.flags(3) & FLAG_REQUEST:
+        if not (frame.flags | self.integrator.flags(2)) & FLAG_BEAM or self.integrator.flags(3) & FLAG_REQUEST:
             self._beam_since_ns = None
             return
         if self._beam_since_ns is None:
