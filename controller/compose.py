@@ -3,13 +3,14 @@
 `VirtualWorld` is the room in virtual time: whenever the loop is idle, one compiled function advances plant, frames,
 integrator, judge, permits and safety chain together, up to the next timer or to the first thing that a coroutine
 must see. The judge is the very function that the real-time thread calls. A frame that never leaves the process
-is not given a checksum to be checked at once by its maker; everything else is as on the wire.
+is not given a checksum to be checked at once by its maker (a recorded one is given it, for its later readers);
+everything else is as on the wire.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,10 +21,12 @@ from controller.dose.integrator import ACTION_NONE, handle_frame, handle_silence
 from controller.dose.memory import Monitor
 from controller.dose.path import MonitorPath
 from controller.dose.sender import make_datagram
+from controller.dose.tape import Tape, note_control, note_frame, note_silence, turns_done
 from controller.machine.program import LayerProgram
 from controller.record.truth import truth_figures
 from drivers.compiled import compiled
 from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL, FLAG_TRIPPED
+from drivers.wires.frames import seal
 from drivers.wires.latency import WireLatency
 from simulators.broker import broker_process as broker_process
 from simulators.faults import Fault
@@ -53,9 +56,13 @@ NEWS_FLAGS = FLAG_SPILL | FLAG_HOLD | FLAG_ARMED | FLAG_CHAIN | FLAG_LAYER_DONE 
 """What asyncio is woken for; request and motion change with every spot."""
 
 
+RECORDED_NS = 200_000_000
+"""The room advances no further at once while frames are recorded: the tape holds more than that."""
+
+
 @compiled
 def advance_world(  # type: ignore[no-untyped-def]  # numba types it
-    plants, monitors, frame_1, frame_2, frame_3, permit, streaming, latency_ns, until_ns
+    plants, monitors, frame_1, frame_2, frame_3, permit, streaming, latency_ns, until_ns, tapes, ring
 ):
     """Run whole frames until `until_ns`, or until the flags that asyncio watches change or a trip latches.
 
@@ -63,6 +70,8 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
     """
     plant = plants[0]
     m = monitors[0]
+    tape = tapes[0]
+    recording = tape.on == 1
     s = plant.state
     flags = m.state.flags_3 & NEWS_FLAGS
     trips = m.state.trips
@@ -71,15 +80,26 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
         now_ns = s.t_ns + latency_ns
         for k in range(3):
             action = ACTION_NONE
+            if recording:
+                note_control(tape, ring, m, now_ns)
             if streams >> k & 1 == 1 and streaming[k] == 1:
                 if k == 0:
                     action = handle_frame(m, frame_1, 0, now_ns, True)
+                    if recording:
+                        note_frame(tape, ring, frame_1, seal(frame_1, 1), now_ns, True)
                 elif k == 1:
                     action = handle_frame(m, frame_2, 0, now_ns, True)
+                    if recording:
+                        note_frame(tape, ring, frame_2, seal(frame_2, 2), now_ns, True)
                 else:
                     action = handle_frame(m, frame_3, 0, now_ns, True)
+                    if recording:
+                        note_frame(tape, ring, frame_3, seal(frame_3, 3), now_ns, True)
             elif k == 0:
+                before = turns_done(m)
                 action = handle_silence(m, now_ns)
+                if recording and (action != ACTION_NONE or turns_done(m) != before):
+                    note_silence(tape, ring, now_ns)
             if action != ACTION_NONE:
                 make_datagram(m, permit, action, now_ns)
                 receive_permit(plant, permit, PERMIT_BYTES, s.t_ns)
@@ -96,6 +116,10 @@ class VirtualWorld:
         self.room = Room(site, seed, streams_changed=self._streams_changed)
         self.monitor = Monitor()
         self.path: MonitorPath | None = None
+        self.tape = Tape()
+        """Replaced before the run where frames are to be recorded."""
+        self.recorded: Callable[[], None] = lambda: None
+        """Called whenever the room has advanced while the tape runs."""
         self._streaming = np.zeros(3, np.int64)
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
 
@@ -105,6 +129,8 @@ class VirtualWorld:
 
     def run_to(self, t_ns: int) -> int:
         """Advance the room; tell the path if something happened."""
+        if self.tape.on:
+            t_ns = min(t_ns, int(self.room.plant.state["t_ns"]) + RECORDED_NS)
         plant = self.room.plant
         state = self.monitor.state
         before = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
@@ -118,7 +144,10 @@ class VirtualWorld:
             self._streaming,
             self._latency_ns,
             t_ns,
+            self.tape.memory,
+            self.tape.ring,
         )
+        self.recorded()
         after = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
         if after != before and self.path is not None:
             asyncio.get_running_loop().call_soon(self.path.notify)
