@@ -11,8 +11,11 @@ from controller.delivery.run import Run
 from controller.machine.program import LayerProgram
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError
+from drivers.flags import FLAG_BEAM
 
 STOP_S = 3.0
+DROP_MS = 2.0
+"""A commanded drop leaves with the next turn of the real-time path, after a millisecond at most."""
 AFTER_STOP_S = 2.0
 """A ring of a layer takes far less; a link that is gone must not make the operator wait."""
 
@@ -33,8 +36,21 @@ async def beam_off(run: Run) -> None:
         group.create_task(attempt("engine abort", run.devices.scan_controller.abort(deadline)), name="engine abort")
         group.create_task(attempt("stopper", run.devices.accelerator.stop(deadline)), name="stopper")
         group.create_task(attempt("chain", run.devices.safety_chain.disarm(deadline)), name="chain")
+        group.create_task(_prove_beam_off(run), name="proof")
     run.event("permit", phase="end", arm_token=run.arm_token)
     run.path.log(False)
+
+
+async def _prove_beam_off(run: Run) -> None:
+    """The chopper must be seen to obey the drop; the stopper, which closes meanwhile, is slower and would hide it.
+
+    The real-time path keeps its first condition, so it says nothing of beam after a trip: that is said here.
+    """
+    stream, state = run.path.monitor.streams[1], run.path.monitor.state
+    frames, proof_ms = int(stream["frames"]), run.site.tolerances.beam_off_proof_ms
+    await asyncio.sleep((proof_ms + DROP_MS) * 1e-3)
+    if int(stream["frames"]) > frames and (int(state["flags_1"]) | int(state["flags_2"])) & FLAG_BEAM:
+        run.trip("BEAM_WITHOUT_REQUEST", value=proof_ms + DROP_MS, limit=proof_ms, detail="after the stop")
 
 
 async def book_what_was_delivered(run: Run, ledger: Ledger, programs: Sequence[LayerProgram], index: int) -> None:
