@@ -7,7 +7,7 @@ import math
 import pytest
 
 from controller.dose.integrator import ACTION_DROP, ACTION_NONE, ACTION_PERMIT, handle_silence
-from drivers.flags import FLAG_HV_OK, FLAG_TRIPPED
+from drivers.flags import FLAG_BEAM, FLAG_HV_OK, FLAG_TRIPPED
 from drivers.wires.frames import (
     SCAN_BEAM_ON_US,
 )
@@ -186,3 +186,40 @@ def test_a_field_loaded_before_the_first_frame_does_not_count_what_the_counters_
     handle_silence(script.path.monitor.memory[0], script.t_ns)
     assert script.tick(10) is None
     assert int(script.path.monitor.state["field_start_1"]) == 1_000_000
+
+
+@pytest.mark.parametrize("stream", [2, 3])
+def test_permits_wait_for_the_other_streams_as_well(script: Script, stream: int) -> None:
+    """Electrometer 1 is fresh, but a permit rests on what the two others last said too."""
+    age_ns = int(script.path.monitor.limits["frame_age_ns"])
+    script.tick(age_ns // 100_000 + 3, without=(stream,))
+    script.actions.clear()
+    assert script.tick(10, without=(stream,)) is None
+    assert script.actions.count(ACTION_PERMIT) == 0
+    assert script.tick(10) is None
+    assert script.actions.count(ACTION_PERMIT) > 0
+
+
+def test_arming_does_not_take_back_a_commanded_drop(script: Script) -> None:
+    script.path.drop()
+    script.path.permit(99)
+    script.actions.clear()
+    trip = script.tick(5)
+    assert trip is not None
+    assert trip.number == numbers.COMMANDED
+    assert script.actions.count(ACTION_PERMIT) == 0
+    assert script.actions.count(ACTION_DROP) == 1
+
+
+def test_a_layer_that_does_not_start_with_its_first_visit_trips(script: Script) -> None:
+    trip = script.deliver(2, 3)
+    assert trip is not None
+    assert trip.number == numbers.VISIT_SEQUENCE
+
+
+def test_beam_that_only_electrometer_2_sees_trips_without_a_request(script: Script) -> None:
+    script.tick(10)
+    script.flags[2] |= FLAG_BEAM
+    trip = script.tick(int(script.path.monitor.limits["proof_ns"]) // 100_000 + 5)
+    assert trip is not None
+    assert trip.number == numbers.BEAM_WITHOUT_REQUEST
