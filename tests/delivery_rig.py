@@ -14,11 +14,16 @@ from numpy.typing import NDArray
 
 from controller.commands import Commands
 from controller.compose import VirtualWorld, load_scenario, site_key, wire_latencies
+from controller.delivery.devices import open_devices
 from controller.delivery.run import Run
+from controller.delivery.states import State
+from controller.delivery.treatment import Treatment
 from controller.plan.check import check_plan
+from controller.record.identity import write_identity
+from controller.record.journal import JournalWriter
 from controller.record.journal_reader import read_journal
 from controller.record.rebuild import rebuild, verify_directory
-from controller.session import Order, Outcome, deliver
+from controller.session import Order, Outcome, deliver, header
 from controller.telemetry_sinks import MemorySink
 from drivers.wires.virtual_loop import run_virtual
 from sites.loader import load_site
@@ -73,8 +78,12 @@ def run_delivery(
     seed: int = 0,
     faults: str | None = None,
     script: Script | None = None,
+    alone: bool = False,
 ) -> Delivery:
-    """Deliver, rebuild the directory, and check what is true of every delivery; `script` plays the operator."""
+    """Deliver, rebuild the directory, and check what is true of every delivery.
+
+    `script` plays an operator beside the program that delivers; `alone`: it gives every command itself.
+    """
     room = load_site(site) if isinstance(site, str) else site
     directory.mkdir(parents=True, exist_ok=True)
     scenario = ()
@@ -88,6 +97,25 @@ def run_delivery(
     numbers = random.Random(seed)
     sink = MemorySink()
     seen: list[Delivery] = []
+
+    async def operated() -> Outcome:
+        assert script is not None and report.loaded is not None
+        order = Order(plan, room, directory, seed)
+        async with world.serve(scenario) as path:
+            with JournalWriter(directory / "journal.bin") as journal:
+                write_identity(directory / "identity.dcm", report.loaded.patient)
+                journal.header(0, header(order, report.loaded))
+                run = Run(room, report.loaded.plan, open_devices(room), path, journal, sink)
+                run.nonce = lambda: numbers.getrandbits(63) | 1
+                commands = Commands(room)
+                commands.report = report
+                async with Treatment(run, site_key(room)) as treatment:
+                    commands.attach(treatment)
+                    seen.append(Delivery(directory, world, run, commands, sink))
+                    await script(seen[0])
+                    outcome = "completed" if run.state is State.COMPLETED else "interrupted"
+                    await treatment.finish(outcome)
+        return Outcome(outcome)
 
     async def main() -> Outcome:
         plays: list[asyncio.Task[None]] = []
@@ -112,7 +140,7 @@ def run_delivery(
             return outcome
 
     tcp, serial = wire_latencies(room)
-    outcome = run_virtual(main(), world, seed=seed, tcp=tcp, serial=serial)
+    outcome = run_virtual(operated() if alone else main(), world, seed=seed, tcp=tcp, serial=serial)
     delivery = seen[0]
     delivery.outcome = outcome
     with read_journal(directory / "journal.bin") as journal:

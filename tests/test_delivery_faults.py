@@ -65,7 +65,6 @@ FAULTS: dict[str, tuple[str, set[str]]] = {
     "beam 3 mm off in x": (fault("plant.offset_x_mm", value=3), {"SPOT_POSITION", "POSITION_MEAN"}),
     "beam 3 mm off in y": (fault("plant.offset_y_mm", value=3), {"SPOT_POSITION", "POSITION_MEAN"}),
     "spots wide": (fault("plant.sigma_scale", value=1.5), {"SPOT_WIDTH"}),
-    "strip dead": (fault("plant.dead_strip", value=64), {"SPOT_WIDTH", "SPOT_POSITION"}),
     "primary reads low": (
         fault("plant.gain_1", scale=0.7),
         {"BACKUP_TRIPPED", "MONITORS_DISAGREE", "SPOT_DOSE_SECONDARY"},

@@ -46,6 +46,7 @@ class Treatment:
         self._tasks: list[asyncio.Task[None]] = []
         self._next_field = 0
         self._connected = False
+        self._stopping = False
 
     async def __aenter__(self) -> Treatment:
         await self._group.__aenter__()
@@ -250,6 +251,14 @@ class Treatment:
         return "stopped" if first is None else first.message()
 
     async def _stopped(self, programs: Sequence[LayerProgram]) -> None:
+        self._stopping = True
+        try:
+            await self._stop_in_order(programs)
+        finally:
+            self._stopping = False
+        raise Stopped(self._why())
+
+    async def _stop_in_order(self, programs: Sequence[LayerProgram]) -> None:
         run = self.run
         await beam_off(run)
         # the last frames after beam-off still belong to the log
@@ -261,7 +270,6 @@ class Treatment:
             await run.journal.sync()
         except JournalDiskError as error:
             run.trip("DISK", detail=str(error))
-        raise Stopped(self._why())
 
     def _drain(self) -> None:
         try:
@@ -310,11 +318,13 @@ class Treatment:
     def reset(self, operator: str, reason: str) -> None:
         """Clear the latch after a trip.
 
-        Raises `UndefinedTransition` where nothing is tripped, `Refused` without a name and a reason, or while a
-        cause is still there.
+        Raises `UndefinedTransition` where nothing is tripped, `Refused` without a name and a reason, before
+        everything has stopped, or while a cause is still there.
         """
         run = self.run
         follow(run.state, Event.RESET)
+        if self._stopping:
+            raise Refused("not reset: the treatment is still being stopped; wait for its end")
         if not operator.strip() or not reason.strip():
             raise Refused("a reset needs a named operator and a reason")
         still = judge(run.seen, run.expected, now_ns())
