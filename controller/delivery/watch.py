@@ -25,6 +25,7 @@ from interlocks.slow import judge
 JUDGE_S = 0.04
 DRAIN_S = 0.05
 SYNC_S = 1.0
+STOP_S = 3.0
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Watch:
         self.holds = Holds()
         self._ready = asyncio.Event()
         self._spill = False
+        self._escalate = asyncio.Event()
 
     def begin_field(self) -> None:
         """Holds are counted a field."""
@@ -61,6 +63,7 @@ class Watch:
         tasks.append(group.create_task(self._interlocks(), name="interlocks"))
         tasks.append(group.create_task(self._drain(), name="journal"))
         tasks.append(group.create_task(self._news(), name="real-time news"))
+        tasks.append(group.create_task(self._close_stopper(), name="escalation"))
         return tasks
 
     async def ready(self, deadline: Deadline) -> None:
@@ -152,6 +155,16 @@ class Watch:
         self.run.journal.rows(self.run.path.take_rows())
         self.ledger.take(self.run.path.take_measured())
 
+    async def _close_stopper(self) -> None:
+        """At once, whether or not a delivery is under way that would be stopped: an armed room has the stopper open."""
+        while True:
+            await self._escalate.wait()
+            self._escalate.clear()
+            try:
+                await self.run.devices.accelerator.stop(Deadline.after(STOP_S, "escalation to the stopper"))
+            except DeviceError as error:
+                self.run.event("warning", text=f"stopper: {error}")
+
     async def _news(self) -> None:
         run = self.run
         while True:
@@ -162,6 +175,8 @@ class Watch:
         run = self.run
         trip = run.path.trip()
         if trip is not None and trip.number in by_number():
+            if by_number()[trip.number].escalate and not run.latch.tripped:
+                self._escalate.set()
             run.trip(
                 by_number()[trip.number].id,
                 value=trip.value,
