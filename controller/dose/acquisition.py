@@ -17,6 +17,7 @@ from typing import Self
 
 from controller.dose.memory import Monitor
 from controller.dose.reactor import reactor
+from controller.dose.tape import Tape
 from drivers.errors import Refused
 from drivers.wires.addresses import same_host
 from drivers.wires.realtime import RealtimeWishes, ask_realtime, ask_receive_buffer, kernel_drops
@@ -30,7 +31,22 @@ def warm_up() -> None:
     """Compile the loop, or load it from the cache, before there is anything to supervise."""
     scratch = Monitor()
     scratch.control["stop"] = 1
-    reactor(scratch.memory[0], scratch.buffer, scratch.permit, -1, -1, -1)
+    _run_reactor(scratch, Tape(), -1, -1, -1)
+
+
+def _run_reactor(monitor: Monitor, tape: Tape, frames: int, permits: int, event: int) -> None:
+    reactor(
+        monitor.memory[0],
+        monitor.buffer,
+        monitor.permit,
+        frames,
+        permits,
+        event,
+        monitor.acted_words,
+        monitor.wished_words,
+        tape.memory[0],
+        tape.ring,
+    )
 
 
 class RealtimeThread:
@@ -41,15 +57,21 @@ class RealtimeThread:
     """
 
     def __init__(
-        self, site: Site, monitor: Monitor, notify: Callable[[], None], wishes: RealtimeWishes | None = None
+        self,
+        site: Site,
+        monitor: Monitor,
+        notify: Callable[[], None],
+        wishes: RealtimeWishes | None = None,
+        tape: Tape | None = None,
     ) -> None:
-        """`notify` is called on the loop when there is news, as `MonitorPath.notify`."""
+        """`notify` is called on the loop when there is news, as `MonitorPath.notify`; `tape` takes every frame."""
         self.granted: dict[str, object] = {}
         """What Linux granted: to the thread (see `RealtimeWishes`), and `receive_buffer_bytes` to the socket."""
         self._site = site
         self._monitor = monitor
         self._notify = notify
         self._wishes = wishes or RealtimeWishes()
+        self._tape = tape or Tape()
         self._frames: socket.socket | None = None
         self._permits: socket.socket | None = None
         self._event_fd = -1
@@ -65,6 +87,7 @@ class RealtimeThread:
             loop.add_reader(self._event_fd, self._news)
             self._loop = loop
             self._monitor.control["stop"] = 0
+            self._monitor.separate_commands()
             started = threading.Event()
             self._thread = threading.Thread(target=self._run, args=(started,), name="real-time path", daemon=True)
             self._thread.start()
@@ -108,14 +131,7 @@ class RealtimeThread:
         assert self._permits is not None
         self.granted |= ask_realtime(self._wishes)
         started.set()
-        reactor(
-            monitor.memory[0],
-            monitor.buffer,
-            monitor.permit,
-            self._frames.fileno(),
-            self._permits.fileno(),
-            self._event_fd,
-        )
+        _run_reactor(monitor, self._tape, self._frames.fileno(), self._permits.fileno(), self._event_fd)
 
     def _news(self) -> None:
         os.eventfd_read(self._event_fd)

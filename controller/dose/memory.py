@@ -248,9 +248,30 @@ class Monitor:
         self.memory: NDArray[Any] = np.zeros(1, MEMORY)
         self.buffer = new_buffer()
         self.permit = new_buffer()
+        self._commands: NDArray[Any] = self.memory["control"]
+
+    @property
+    def control(self) -> Any:
+        """Where asyncio writes its words; the real-time path's own memory, unless they are kept apart."""
+        return self._commands[0]
+
+    def separate_commands(self) -> None:
+        """Give asyncio words of its own, for a path on another thread: that one takes them over once a turn."""
+        self._commands = self._commands.copy()
+        self.memory["control"][0] = self._commands[0]
+
+    @property
+    def acted_words(self) -> NDArray[np.int64]:
+        """`control` of the memory, on which the path acts, as 64-bit words."""
+        return self.memory.view(np.uint8)[: CONTROL.itemsize].view(np.int64)
+
+    @property
+    def wished_words(self) -> NDArray[np.int64]:
+        """`control` as asyncio writes it, as 64-bit words."""
+        return self._commands.view(np.int64) if self._commands.base is None else self.acted_words
 
     def __getattr__(self, name: str) -> Any:
         """A view of one field of the memory, such as `monitor.state["trip"]`."""
-        if name == "memory" or name not in (MEMORY.names or ()):
+        if name in ("memory", "control") or name not in (MEMORY.names or ()):
             raise AttributeError(name)
         return self.memory[name][0]

@@ -10,6 +10,7 @@ import numpy as np
 
 from controller.dose.integrator import ACTION_DROP, ACTION_NONE, handle_frame, handle_silence
 from controller.dose.sender import make_datagram
+from controller.dose.tape import bad_datagrams, note_control, note_frame, note_silence, turns_done
 from drivers.compiled import compiled
 from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL, FLAG_TRIPPED
 from drivers.wires.frames import BUFFER_BYTES
@@ -50,11 +51,12 @@ def news(m):
 
 
 @compiled
-def reactor(m, buffer, permit, fd_in, fd_out, event_fd):
+def reactor(m, buffer, permit, fd_in, fd_out, event_fd, acted, wished, tape, ring):
     """Serve one thread until control.stop is set.
 
     `fd_in` is a UDP socket with a receive time-out, `fd_out` a connected one, `event_fd` an eventfd that is written
-    whenever `news` changes.
+    whenever `news` changes. `acted` is `m.control` as 64-bit words, `wished` the same words as asyncio writes them:
+    taken over once a turn, so that a turn acts on words that stay, and that a `tape` can tell. The permit leaves first.
     """
     timespec = np.zeros(2, np.int64)
     one = np.ones(1, np.int64)
@@ -62,12 +64,23 @@ def reactor(m, buffer, permit, fd_in, fd_out, event_fd):
     while m.control.stop == 0:
         length = recv(np.int32(fd_in), buffer.u8.ctypes.data, np.uint64(BUFFER_BYTES), np.int32(0))
         now_ns = monotonic_ns(timespec)
+        for i in range(acted.shape[0]):
+            acted[i] = wished[i]
+        if tape.on == 1:
+            note_control(tape, ring, m, now_ns)
+        bad = bad_datagrams(m)
+        done = turns_done(m)
         action = handle_frame(m, buffer, length, now_ns, False) if length >= 0 else handle_silence(m, now_ns)
         if action != ACTION_NONE:
             emit(m, permit, action, fd_out, now_ns)
         m.state.alive += 1
         if length >= 0:
             m.state.lag_max_ns = max(m.state.lag_max_ns, monotonic_ns(timespec) - now_ns)
+        if tape.on == 1:
+            if length >= 0:
+                note_frame(tape, ring, buffer, length, now_ns, bad_datagrams(m) == bad)
+            elif action != ACTION_NONE or turns_done(m) != done:
+                note_silence(tape, ring, now_ns)
         latest = news(m)
         if latest != known:
             known = latest
