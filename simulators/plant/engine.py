@@ -83,16 +83,21 @@ def end_visit(plant, t_ns, counted, counts_1, counts_2, stopped):
 
 @compiled
 def stop_layer(plant, state, t_ns):
-    """End the running visit where it stands (abort, trip); the layer is over."""
+    """Abort or trip: no more request, the layer is over. The running visit is latched after its tail."""
     s = plant.state
-    if s.eng_visit > 0:
-        end_visit(plant, t_ns, s.eng_counted, s.counts_1, s.counts_2, True)
     if s.request == 1:
         s.request_off_ns = t_ns
     s.request = 0
+    s.eng_state = state
+
+
+@compiled
+def close_stopped_visit(plant, t_ns):
+    """What still arrived after a stop belongs to the visit that was stopped: latch it now."""
+    s = plant.state
+    end_visit(plant, t_ns, s.eng_counted, s.counts_1, s.counts_2, True)
     s.eng_visit = 0
     s.eng_changed = 1
-    s.eng_state = state
 
 
 @compiled
@@ -118,6 +123,8 @@ def obey_engine_command(plant, t_ns):
     s.eng_error = 0
     state = s.eng_state
     if command == CMD_ARM and state != ENG_RUNNING and plant.rows[s.eng_command_bank] > 0:
+        if s.eng_visit > 0:
+            close_stopped_visit(plant, t_ns)
         s.eng_bank = s.eng_command_bank
         s.eng_rows = plant.rows[s.eng_bank]
         s.eng_gated = plant.gated[s.eng_bank]
@@ -180,6 +187,8 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
     p = plant.parameters
     s = plant.state
     if s.eng_state != ENG_RUNNING:
+        if s.eng_visit > 0 and t_ns + STEP_NS - s.request_off_ns >= p.tail_ns:
+            close_stopped_visit(plant, t_ns + STEP_NS)
         return STEP_US
     if s.request == 1:
         s.eng_visit_beam_ns += STEP_NS

@@ -79,7 +79,7 @@ def busy_frame(plant, t_ns):
         counts_1 = s.counts_1
         counts_2 = s.counts_2
         advance_chambers(plant, units, gain_1, gain_2)
-        if s.eng_state == ENG_RUNNING and (s.request == 1 or t - s.request_off_ns < p.tail_ns or s.eng_sub == SUB_TAIL):
+        if s.eng_visit > 0 and (s.request == 1 or t - s.request_off_ns < p.tail_ns or s.eng_sub == SUB_TAIL):
             s.eng_counted += s.counts_1 - counts_1
         visit = s.eng_visit
         part = judge_step(plant, t, counted, counts_1, counts_2)
@@ -129,7 +129,10 @@ def advance_frame(plant, frame_1, frame_2, frame_3):
         and s.beam_target == 0
         and s.drift_1 == 0
         and s.drift_2 == 0
-        and (s.eng_state != ENG_RUNNING or (s.spill_on == 0 and s.request == 0 and s.eng_sub != SUB_TAIL))
+        and (
+            s.eng_visit == 0
+            or (s.eng_state == ENG_RUNNING and s.spill_on == 0 and s.request == 0 and s.eng_sub != SUB_TAIL)
+        )
         and p.leak == 0.0
         and magnets_at_rest(plant)
     )
