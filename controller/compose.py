@@ -116,10 +116,8 @@ class VirtualWorld:
         self.room = Room(site, seed, streams_changed=self._streams_changed)
         self.monitor = Monitor()
         self.path: MonitorPath | None = None
-        self.tape = Tape()
-        """Replaced before the run where frames are to be recorded."""
-        self.recorded: Callable[[], None] = lambda: None
-        """Called whenever the room has advanced while the tape runs."""
+        self._tape = Tape()
+        self._recorded: Callable[[], None] = lambda: None
         self._streaming = np.zeros(3, np.int64)
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
 
@@ -127,9 +125,14 @@ class VirtualWorld:
         if slot == 0:
             self._streaming[number - 1] = int(destination[2])
 
+    def record(self, tape: Tape, recorded: Callable[[], None]) -> None:
+        """Before the run: keep a tape of all frames; `recorded` is called whenever the room has advanced."""
+        self._tape = tape
+        self._recorded = recorded
+
     def run_to(self, t_ns: int) -> int:
         """Advance the room; tell the path if something happened."""
-        if self.tape.on:
+        if self._tape.on:
             t_ns = min(t_ns, int(self.room.plant.state["t_ns"]) + RECORDED_NS)
         plant = self.room.plant
         state = self.monitor.state
@@ -144,10 +147,10 @@ class VirtualWorld:
             self._streaming,
             self._latency_ns,
             t_ns,
-            self.tape.memory,
-            self.tape.ring,
+            self._tape.memory,
+            self._tape.ring,
         )
-        self.recorded()
+        self._recorded()
         after = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
         if after != before and self.path is not None:
             asyncio.get_running_loop().call_soon(self.path.notify)

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from controller.dose.acquisition import RealtimeThread, warm_up
 from controller.dose.memory import Monitor
 from controller.dose.path import MonitorPath
 from controller.plan.check import CheckReport
+from controller.record.frame_recorder import FrameRecorder
 from controller.record.journal_reader import read_journal
 from controller.record.truth import truth_figures
 from controller.session import Order, Outcome, deliver
@@ -76,6 +77,7 @@ async def _deliver(order: Order, report: CheckReport, faults: Path | None) -> tu
     loop = asyncio.get_running_loop()
     monitor = Monitor()
     path = MonitorPath(order.site, monitor)
+    recorder: FrameRecorder | None = None
     displays: list[Display] = []
 
     def watch(run: Run, commands: Commands) -> None:
@@ -89,7 +91,15 @@ async def _deliver(order: Order, report: CheckReport, faults: Path | None) -> tu
         telemetry_sink(order.site) as sink,
     ):
         try:
-            with RealtimeThread(order.site, monitor, path.notify), _no_collections():
+            with ExitStack() as stack:
+                if order.frames_bytes:
+                    recorder = stack.enter_context(
+                        FrameRecorder(order.out, monitor, limit_bytes=order.frames_bytes, threaded=True)
+                    )
+                    recorder.attach(path)
+                tape = None if recorder is None else recorder.tape
+                stack.enter_context(RealtimeThread(order.site, monitor, path.notify, tape=tape))
+                stack.enter_context(_no_collections())
                 outcome, run = await deliver(order, report, path, site_key(order.site), sink, watch=watch)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from controller.compose import VirtualWorld, load_scenario, site_key, wire_laten
 from controller.delivery.run import Run
 from controller.display import Display
 from controller.plan.check import CheckReport
+from controller.record.frame_recorder import FrameRecorder
 from controller.record.journal_reader import read_journal
 from controller.session import Order, Outcome, deliver
 from controller.telemetry_sinks import LatestSink
@@ -42,8 +44,16 @@ def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> O
         for number in (signal.SIGINT, signal.SIGTERM):
             handlers[number] = signal.signal(number, stop)
 
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    recorder: FrameRecorder | None = None
+
     async def main() -> tuple[Outcome, Run]:
         async with world.serve(scenario) as path:
+            if recorder is not None:
+                recorder.attach(path)
             return await deliver(
                 order,
                 report,
@@ -55,11 +65,14 @@ def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> O
             )
 
     tcp, serial = wire_latencies(order.site)
-    try:
+    with ExitStack() as stack:
+        if order.frames_bytes:
+            recorder = stack.enter_context(
+                FrameRecorder(order.out, world.monitor, limit_bytes=order.frames_bytes, threaded=False)
+            )
+            world.record(recorder.tape, recorder.advance)
+        stack.callback(restore)
         outcome, run = run_virtual(_closing(main, displays), world, seed=order.seed, tcp=tcp, serial=serial)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     with read_journal(order.out / "journal.bin") as journal:
         truth = world.truth([list(programs) for programs in run.programs], journal.visits)
     if truth is not None and order.site.all_simulated:

@@ -48,6 +48,8 @@ class Order:
     clock: str = "virtual"
     operator: str = "simulated"
     reason: str = "simulated delivery"
+    frames_bytes: int = 0
+    """Bound on the recording of raw frames; 0: they are not recorded."""
 
 
 def make_directory(out: Path) -> None:

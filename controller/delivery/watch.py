@@ -154,6 +154,8 @@ class Watch:
         """Rows to the journal, measured visits to the ledger."""
         self.run.journal.rows(self.run.path.take_rows())
         self.ledger.take(self.run.path.take_measured())
+        for text in self.run.path.recording_warnings():
+            self.run.event("warning", text=text)
 
     async def _close_stopper(self) -> None:
         """At once, whether or not a delivery is under way that would be stopped: an armed room has the stopper open."""

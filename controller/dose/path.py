@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +39,23 @@ class PathTrip:
     visit: int
 
 
+class Recorder(Protocol):
+    """Who records the frames, where they are recorded (`controller.record.frame_recorder`)."""
+
+    def field_loaded(self, field: int, visits: int) -> None:
+        """A field's visits and limits are in the memory; the next `clear` makes them count."""
+
+    def warnings(self) -> list[str]:
+        """What happened to the recording since the last call."""
+
+
 class MonitorPath:
     """Asyncio's side of the real-time memory."""
 
     def __init__(self, site: Site, monitor: Monitor) -> None:
         self.monitor = monitor
         self.site = site
+        self.recorder: Recorder | None = None
         self._changed = asyncio.Event()
         self._measured_read = 0
         self._rows_read = 0
@@ -129,6 +140,8 @@ class MonitorPath:
         limits["strip_scale_y"] = (machine.vsad_y_mm - distance) / machine.vsad_y_mm
         control = self.monitor.control
         control["first_visit"] = control["last_visit"] = 0
+        if self.recorder is not None:
+            self.recorder.field_loaded(programs[0].field_index if programs else -1, total)
         control["clear"] += 1
 
     def allow(self, first_visit: int, last_visit: int) -> None:
@@ -157,6 +170,10 @@ class MonitorPath:
         """Clear the latch; the operator's part is the caller's."""
         self.monitor.control["drop"] = 0
         self.monitor.control["reset"] += 1
+
+    def recording_warnings(self) -> list[str]:
+        """What the journal is to say of the recording of frames since the last call."""
+        return [] if self.recorder is None else self.recorder.warnings()
 
     def renew(self, lease: int, until_ns: int) -> None:
         """A slow task says that it lives."""

@@ -214,3 +214,16 @@ class Tape:
             words = min(last - first, size - at)
             yield self.ring[at : at + words].copy()
             first += words
+
+
+@compiled
+def survey(words, count):
+    """Entries in the first `count` words, and the times of the first and the last of them."""
+    at = 0
+    entries = 0
+    last = at
+    while at + HEAD_WORDS <= count:
+        last = at
+        entries += 1
+        at += HEAD_WORDS + ((words[at] >> 16 & 0xFFFF) + 7) // 8
+    return entries, words[1], words[last + 1]
