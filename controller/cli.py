@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -68,26 +69,26 @@ def parser() -> argparse.ArgumentParser:
     deliver = _command(commands, "deliver", _deliver, "deliver a plan")
     _plan_options(deliver)
     deliver.add_argument("--clock", choices=("real", "virtual"), default="real", help="default: real")
-    deliver.add_argument("--seed", type=int, default=0, help="of everything random in the simulated room (default 0)")
-    deliver.add_argument("--fault", type=Path, metavar="FILE", help="fault scenario for the simulated room")
-    deliver.add_argument("--out", type=Path, metavar="DIR", help="treatment directory (default: treatment-<UTC time>)")
+    deliver.add_argument("--seed", type=_seed, default=0, help="of everything random in the simulated room (default 0)")
+    deliver.add_argument("--fault", type=_path, metavar="FILE", help="fault scenario for the simulated room")
+    deliver.add_argument("--out", type=_path, metavar="DIR", help="treatment directory (default: treatment-<UTC time>)")
     deliver.add_argument("--operator", help="who arms and resets; needed where any device is real")
     deliver.add_argument("--reason", help="why; needed where any device is real")
 
     simulate = _command(commands, "simulate", _simulate, "serve a site's simulated devices on their addresses")
     simulate.add_argument("--site", required=True, metavar="NAME|FILE")
-    simulate.add_argument("--seed", type=int, default=0)
-    simulate.add_argument("--fault", type=Path, metavar="FILE")
-    simulate.add_argument("--state", type=Path, metavar="FILE", help="keep retained counters here")
-    simulate.add_argument("--truth", type=Path, metavar="FILE", help="at the end, write what really happened (npz)")
+    simulate.add_argument("--seed", type=_seed, default=0)
+    simulate.add_argument("--fault", type=_path, metavar="FILE")
+    simulate.add_argument("--state", type=_path, metavar="FILE", help="keep retained counters here")
+    simulate.add_argument("--truth", type=_path, metavar="FILE", help="at the end, write what really happened (npz)")
 
     report = _command(
         commands, "report", _report, "rebuild record and report of a treatment directory from its journal"
     )
-    report.add_argument("directory", type=Path, metavar="DIR")
+    report.add_argument("directory", type=_path, metavar="DIR")
 
     verify = _command(commands, "verify", _verify, "prove a treatment directory whole and untouched")
-    verify.add_argument("directory", type=Path, metavar="DIR")
+    verify.add_argument("directory", type=_path, metavar="DIR")
 
     registers = _command(commands, "registers", _registers, "every device's address, registers, units and limits")
     registers.add_argument("--site", required=True, metavar="NAME|FILE")
@@ -95,6 +96,24 @@ def parser() -> argparse.ArgumentParser:
     interlocks = _command(commands, "interlocks", _interlocks, "every interlock condition: cause, place, budget, hint")
     del interlocks
     return top
+
+
+def _path(text: str) -> Path:
+    """A path that the system can look at, whether it exists or not."""
+    try:
+        os.lstat(text or ".")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"no usable path: {error}") from error
+    return Path(text)
+
+
+def _seed(text: str) -> int:
+    """A whole number, not negative."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 40):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
 
 
 def _command(
@@ -107,7 +126,7 @@ def _command(
 
 
 def _plan_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("plan", type=Path, metavar="PLAN", help="DICOM RT Ion Plan or TRiP98 .rst file")
+    command.add_argument("plan", type=_path, metavar="PLAN", help="DICOM RT Ion Plan or TRiP98 .rst file")
     command.add_argument(
         "--site", required=True, metavar="NAME|FILE", help=f"a site file, or one of: {', '.join(shipped_sites())}"
     )

@@ -6,10 +6,11 @@ import asyncio
 import json
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from controller.commands import Commands
@@ -23,6 +24,7 @@ from controller.record.identity import write_identity
 from controller.record.journal import JournalWriter
 from controller.record.journal_reader import read_journal
 from controller.record.rebuild import rebuild, verify_directory
+from controller.record.schema import VISIT_DTYPE
 from controller.session import Order, Outcome, deliver, header
 from controller.telemetry_sinks import MemorySink
 from drivers.wires.virtual_loop import run_virtual
@@ -42,10 +44,10 @@ class Delivery:
     run: Run
     commands: Commands
     sink: MemorySink
-    outcome: Outcome | None = None
-    truth: dict[str, Any] | None = None
-    summary: dict[str, Any] | None = None
-    visits: NDArray[Any] | None = None
+    outcome: Outcome = field(default_factory=lambda: Outcome("under way"))
+    truth: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    visits: NDArray[Any] = field(default_factory=lambda: np.zeros(0, VISIT_DTYPE))
     events: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -99,7 +101,8 @@ def run_delivery(
     seen: list[Delivery] = []
 
     async def operated() -> Outcome:
-        assert script is not None and report.loaded is not None
+        assert script is not None
+        assert report.loaded is not None
         order = Order(plan, room, directory, seed)
         async with world.serve(scenario) as path:
             with JournalWriter(directory / "journal.bin") as journal:
@@ -146,8 +149,8 @@ def run_delivery(
     with read_journal(directory / "journal.bin") as journal:
         delivery.visits = journal.visits.copy()
         delivery.events = tuple(e for part in journal.parts for e in part.events)
-        delivery.truth = world.truth(list(delivery.run.programs), journal.visits)
-    if delivery.truth is not None:
+        delivery.truth = world.truth(list(delivery.run.programs), journal.visits) or {}
+    if delivery.truth:
         (directory / "truth.json").write_text(json.dumps(delivery.truth, sort_keys=True), encoding="utf-8")
     delivery.summary = rebuild(directory)
     assert verify_directory(directory) == []
@@ -164,7 +167,6 @@ def fault(target: str, *, at: str = "after_visits = 5", **values: Any) -> str:
 def counts_accounted(delivery: Delivery, fields: Sequence[int]) -> None:
     """S5: what the visits say and what lay between them is what the retained counters say, to the count."""
     visits = delivery.visits
-    assert visits is not None
     for index in fields:
         for number in (1, 2):
             told = delivery.named("reconcile", field=index, device=f"electrometer_{number}")

@@ -64,7 +64,6 @@ def test_a_pause_in_mid_layer_holds_the_beam_and_resume_completes_every_spot(tmp
     site = load_site("carbon-fixed")
     site = site.model_copy(update={"gating": site.gating.model_copy(update={"hold_max_s": 1.0})})
     delivery = run_delivery(PLAN, site, tmp_path / "t", script=operator)
-    assert delivery.outcome is not None and delivery.summary is not None and delivery.truth is not None
     assert delivery.outcome.status == "completed"
     assert delivery.summary["spots_delivered"] == delivery.summary["spots_planned"] == 48
     assert abs(delivery.truth["spot_dose_error_pct"]["mean"]) < 1.0
@@ -94,7 +93,6 @@ def test_a_pause_between_layers_lets_nothing_start(moment: str, tmp_path: Path) 
         await delivery.commands.resume(NAME)
 
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", script=operator)
-    assert delivery.outcome is not None and delivery.summary is not None
     assert delivery.outcome.status == "completed"
     assert delivery.summary["spots_delivered"] == 48
 
@@ -111,7 +109,6 @@ def test_pausing_again_and_again_delivers_each_spot_once(tmp_path: Path) -> None
 
     plan = make_plan([BeamSpec(layers=[LayerSpec(250.0, grid(36, 20.0)), LayerSpec(240.0, grid(36, 20.0))])])
     delivery = run_delivery(write_plan(tmp_path / "p.dcm", plan), "carbon-fixed", tmp_path / "t", script=operator)
-    assert delivery.outcome is not None and delivery.visits is not None and delivery.truth is not None
     assert delivery.outcome.status == "completed"
     assert len(delivery.visits) == len(np.unique(delivery.visits["visit"])) == 72
     assert len(delivery.named("command", name="pause")) >= 5
@@ -119,9 +116,7 @@ def test_pausing_again_and_again_delivers_each_spot_once(tmp_path: Path) -> None
     counts_accounted(delivery, [0])
 
 
-@pytest.mark.parametrize(
-    "moment", ["preparation", "set-up", "gantry moves", "energy change", "spots", "pause"]
-)
+@pytest.mark.parametrize("moment", ["preparation", "set-up", "gantry moves", "energy change", "spots", "pause"])
 def test_an_abort_ends_the_treatment_whenever_it_comes(moment: str, tmp_path: Path) -> None:
     async def operator(delivery: Delivery) -> None:
         run = delivery.run
@@ -143,7 +138,6 @@ def test_an_abort_ends_the_treatment_whenever_it_comes(moment: str, tmp_path: Pa
         delivery.commands.abort(NAME, "twice")
 
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", script=operator)
-    assert delivery.outcome is not None and delivery.summary is not None
     assert (delivery.outcome.status, delivery.outcome.exit_status) == ("interrupted", 4)
     assert "because of the test" in delivery.outcome.message
     assert delivery.first_out == "OPERATOR_ABORT"
@@ -245,7 +239,7 @@ def test_a_pause_that_the_engine_does_not_take_is_a_trip(tmp_path: Path) -> None
 
     scenario = fault("wire.scan_controller", at="after_visits = 3", kind="cut")
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario, script=operator)
-    assert delivery.outcome is not None and delivery.outcome.status == "interrupted"
+    assert delivery.outcome.status == "interrupted"
     assert delivery.run.state is State.TRIPPED
     beam_off(delivery)
 
@@ -261,7 +255,7 @@ def test_a_fault_during_a_pause_trips_and_cannot_be_resumed(tmp_path: Path) -> N
     scenario = fault("gantry.creep_deg_per_s", value=1)
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario, script=operator)
     assert delivery.first_out == "GANTRY_MOVED"
-    assert delivery.outcome is not None and delivery.outcome.exit_status == 4
+    assert delivery.outcome.exit_status == 4
 
 
 def test_a_treatment_that_is_given_up_leaves_no_beam(tmp_path: Path) -> None:

@@ -117,7 +117,6 @@ def partial_record(delivery: Delivery) -> None:
 def test_a_fault_is_named_and_stops_the_beam(name: str, tmp_path: Path) -> None:
     scenario, allowed = FAULTS[name]
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario)
-    assert delivery.outcome is not None and delivery.summary is not None and delivery.visits is not None
     assert (delivery.outcome.status, delivery.outcome.exit_status) == ("interrupted", 4)
     assert delivery.summary["outcome"] == "interrupted"
     assert delivery.first_out in allowed
@@ -140,14 +139,13 @@ def test_counts_behind_a_cut_wire_are_booked_from_frames(name: str, tmp_path: Pa
     scenario = fault(f"wire.{name}", at="after_visits = 3", kind="cut")
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario)
     state, visits = delivery.plant, delivery.visits
-    assert visits is not None
     for number in (1, 2):
         delivered = int(state[f"retained_{number}"]) + (int(state[f"counts_{number}"]) >> 24)
         begun = delivery.run.identities  # connected: the counters were read at the field's begin
         assert begun
         booked = int(visits[f"counts_{number}"].sum())
         seen = int(delivery.world.monitor.state[f"counts_{number}"])
-        assert 0 < booked
+        assert booked > 0
         # pedestal of the idle seconds apart, nothing that the plant counted is missing
         assert seen <= delivered
 
@@ -163,7 +161,7 @@ def test_counts_behind_a_cut_wire_are_booked_from_frames(name: str, tmp_path: Pa
 )
 def test_what_harms_nothing_stops_nothing(scenario: str, tmp_path: Path) -> None:
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario)
-    assert delivery.outcome is not None and delivery.outcome.status == "completed"
+    assert delivery.outcome.status == "completed"
     counts_accounted(delivery, [0, 1])
 
 
@@ -217,5 +215,4 @@ def test_a_scenario_that_means_nothing_is_refused(text: str, message: str, tmp_p
 
 def test_positions_are_measured_for_every_spot_with_charge_enough(tmp_path: Path) -> None:
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t")
-    assert delivery.visits is not None
     assert np.isfinite(delivery.visits["x_mm"]).all()
