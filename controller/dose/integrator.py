@@ -26,6 +26,7 @@ from drivers.wires.frames import (
     STREAM_ELECTROMETER_2,
     STREAM_SCAN,
     STRIPS,
+    frame_at,
     inspect,
 )
 from interlocks.numbers import DEVICE_RESTARTED, FRAME_LOSS_1
@@ -34,6 +35,7 @@ from interlocks.realtime import (
     judge_frame_2,
     judge_frame_3,
     judge_liveness,
+    judge_pedestal,
     judge_sequence,
     judge_visit,
     latch,
@@ -51,6 +53,8 @@ OFFSET_CREEP_NS = 10
 """The clock offset may rise by this much a frame (100 ppm of a 100-us period): device clocks drift."""
 QUIET_NS = 10_000_000
 """Frames this long after the last request, and without beam, make the pedestal."""
+QUIET_KEPT_NS = 4_000_000_000
+"""The pedestal is that of the last two to four quiet seconds: it drifts, and a leak that begins late must show."""
 WINDOW_SIGMA = 6.0
 ACTION_NONE = 0
 ACTION_PERMIT = 1
@@ -68,6 +72,8 @@ def start_field(m):
         m.running.ended = 0
     s.field_start_1 = s.counts_1 if s.frames_seen_1 == 1 else -1
     s.field_start_2 = s.counts_2 if s.frames_seen_2 == 1 else -1
+    s.field_start_1_ns = m.streams[1].t_ns
+    s.field_start_2_ns = m.streams[2].t_ns
     s.particles_1 = 0.0
     s.particles_2 = 0.0
     s.visits = 0
@@ -263,7 +269,7 @@ def learn_pedestals(m, words):
         m.pedestals[i] += ((np.int64(words[PAYLOAD + i]) << 8) - m.pedestals[i]) >> 6
 
 
-@compiled
+@compiled_inline
 def integrate_1(m, buffer, now_ns):
     """A frame of electrometer 1."""
     s = m.state
@@ -279,6 +285,7 @@ def integrate_1(m, buffer, now_ns):
     s.counts_1 = counts
     if s.field_start_1 < 0:
         s.field_start_1 = counts
+        s.field_start_1_ns = t_ns
     s.delta_0 = s.delta_1
     s.delta_1 = s.delta_2
     s.delta_2 = delta
@@ -288,6 +295,10 @@ def integrate_1(m, buffer, now_ns):
     if quiet and not first:
         s.quiet_ns_1 += FRAME_NS
         s.quiet_counts_1 += delta
+        if s.quiet_ns_1 >= QUIET_KEPT_NS:
+            s.quiet_ns_1 >>= 1
+            s.quiet_counts_1 >>= 1
+        judge_pedestal(m, s.quiet_counts_1, s.quiet_ns_1, t_ns, now_ns)
         if m.streams[1].sequence % 8 == 0:
             learn_pedestals(m, buffer.i32)
     if visit != v.visit:
@@ -330,7 +341,7 @@ def integrate_1(m, buffer, now_ns):
     judge_frame_1(m, delta, counts - buffer.i64[6], t_ns, now_ns)
 
 
-@compiled
+@compiled_inline
 def integrate_2(m, buffer, now_ns):
     """A frame of electrometer 2."""
     s = m.state
@@ -344,6 +355,7 @@ def integrate_2(m, buffer, now_ns):
     s.counts_2 = counts
     if s.field_start_2 < 0:
         s.field_start_2 = counts
+        s.field_start_2_ns = t_ns
     s.delta2_0 = s.delta2_1
     s.delta2_1 = s.delta2_2
     s.delta2_2 = delta
@@ -355,6 +367,10 @@ def integrate_2(m, buffer, now_ns):
     ):
         s.quiet_ns_2 += FRAME_NS
         s.quiet_counts_2 += delta
+        if s.quiet_ns_2 >= QUIET_KEPT_NS:
+            s.quiet_ns_2 >>= 1
+            s.quiet_counts_2 >>= 1
+        judge_pedestal(m, s.quiet_counts_2, s.quiet_ns_2, t_ns, now_ns)
     if buffer.i64[7] == v.t_start_ns and np.int64(buffer.u32[8]) == v.visit:
         # the same change that electrometer 1 has shown
         if v.ended == 1:
@@ -368,7 +384,7 @@ def integrate_2(m, buffer, now_ns):
     judge_frame_2(m, delta, counts - buffer.i64[6], t_ns, now_ns)
 
 
-@compiled
+@compiled_inline
 def integrate_3(m, buffer, now_ns):
     """A frame of the scan controller; closes a row of the log."""
     s = m.state
@@ -471,13 +487,20 @@ def decide(m, fresh, now_ns):
     return ACTION_NONE
 
 
-@compiled
+@compiled_inline
 def handle_frame(m, buffer, length, now_ns, checked):
     """One datagram: verify (unless `checked`: it never left this process), integrate, judge, decide.
 
     Returns ACTION_NONE, ACTION_PERMIT or ACTION_DROP; the caller sends.
     """
+    return handle_frame_at(m, buffer.u8.ctypes.data, length, now_ns, checked)
+
+
+@compiled
+def handle_frame_at(m, address, length, now_ns, checked):
+    """`handle_frame` for the datagram at an address."""
     s = m.state
+    buffer = frame_at(address)
     obey_control(m)
     fresh = False
     verdict = FRAME_OK if checked else inspect(buffer, length)

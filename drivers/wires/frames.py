@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drivers.compiled import compiled, compiled_inline
+from drivers.compiled import array_at, compiled, compiled_inline
 from drivers.flags import (
     FLAG_ARMED as FLAG_ARMED,
 )
@@ -127,6 +127,19 @@ def new_buffer() -> FrameBuffer:
     raw = np.zeros(BUFFER_BYTES, np.uint8)
     return FrameBuffer(
         raw, raw.view(np.uint16), raw.view(np.uint32), raw.view(np.int32), raw.view(np.uint64), raw.view(np.int64)
+    )
+
+
+@compiled_inline
+def frame_at(address):
+    """The buffer at an address, whose owner keeps it alive meanwhile; handing it on costs nothing."""
+    return FrameBuffer(
+        array_at(address, BUFFER_BYTES, np.uint8),
+        array_at(address, BUFFER_BYTES // 2, np.uint16),
+        array_at(address, BUFFER_BYTES // 4, np.uint32),
+        array_at(address, BUFFER_BYTES // 4, np.int32),
+        array_at(address, BUFFER_BYTES // 8, np.uint64),
+        array_at(address, BUFFER_BYTES // 8, np.int64),
     )
 
 
