@@ -7,9 +7,12 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 
 from controller.plan.check import CheckReport, check_plan
 from controller.plan.table import format_report
-from drivers.errors import BadInput, Refused, SpotwiseError
+from drivers.errors import BadInput, Refused, SpotwiseError, Stopped
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
@@ -184,8 +187,16 @@ def _deliver(options: argparse.Namespace) -> int:
         from controller.run_virtual import deliver_virtual as run  # noqa: PLC0415
     else:
         from controller.run_real import deliver_real as run  # noqa: PLC0415
-    outcome = run(order, report, options.fault)
-    summary = rebuild(out)
+    with _terminable():
+        outcome = run(order, report, options.fault)
+        try:
+            summary = rebuild(out)
+        except (SpotwiseError, KeyboardInterrupt) as error:
+            # the delivery is over, and the journal holds it; how it ended must not be lost with the files about it
+            print(f"spotwise: {outcome.status}: {outcome.message or 'delivered'}", file=sys.stderr)
+            why = str(error) or "interrupted"
+            print(f"spotwise: files not finished: {why}; then run spotwise report {out}", file=sys.stderr)
+            return outcome.exit_status or Stopped.exit_status
     if options.json:
         _print_json(summary)
         if outcome.message:
@@ -195,6 +206,19 @@ def _deliver(options: argparse.Namespace) -> int:
     else:
         print(_summary_text(summary, out, outcome.message))
     return outcome.exit_status
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM means what SIGINT means; whoever knows better what to do with them takes over meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _authority(options: argparse.Namespace, site: Site) -> tuple[str, str]:
@@ -218,6 +242,8 @@ def _not_deliverable(options: argparse.Namespace, report: CheckReport) -> int:
 
 
 def _summary_text(summary: dict[str, Any], out: Path, message: str) -> str:
+    from controller.record.unclosed import sentence  # noqa: PLC0415
+
     dose, position = summary["spot_dose_error_pct"], summary["spot_position_error_mm"]
     times = summary["time_s"]
     lines = [
@@ -236,6 +262,7 @@ def _summary_text(summary: dict[str, Any], out: Path, message: str) -> str:
             f"{truth['spot_dose_error_pct']['sd']:.3f} %; position p95 {truth['spot_position_error_mm']['p95']:.3f} mm"
         )
     lines += [f"trip              {trip['id']} at {trip['at_s']:.3f} s" for trip in summary["trips"]]
+    lines += [sentence(part) for part in summary.get("unclosed", [])]
     if message:
         lines.append(message)
     lines.append(f"record            {out}")

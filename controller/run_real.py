@@ -9,10 +9,11 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from controller.attach import room_simulators
@@ -31,7 +32,7 @@ from controller.record.truth import truth_figures
 from controller.session import Order, Outcome, deliver
 from controller.telemetry import Telemetry
 from controller.telemetry_sinks import LatestSink, TelemetrySink
-from drivers.errors import Refused
+from drivers.errors import BadInput, Refused, Stopped
 from sites.schema import Site
 
 
@@ -58,15 +59,78 @@ async def telemetry_sink(site: Site) -> AsyncIterator[TelemetrySink]:
     address = urlsplit(settings.url)
     async with AsyncExitStack() as stack:
         if settings.embedded_broker:
-            await stack.enter_async_context(broker_process(address.hostname or "127.0.0.1", address.port or 1883))
+            await stack.enter_async_context(_broker_beside(address.hostname or "127.0.0.1", address.port or 1883))
         await stack.enter_async_context(telemetry.running())
         yield telemetry
 
 
+@asynccontextmanager
+async def _broker_beside(host: str, port: int) -> AsyncIterator[None]:
+    """The bundled broker while the block runs; nobody waits for it, and one that does not come up stops nothing."""
+    up, end = asyncio.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        try:
+            async with broker_process(host, port):
+                up.set()
+                await end.wait()
+        except BadInput as error:
+            print(f"spotwise: no telemetry: {error}", file=sys.stderr)
+
+    task = asyncio.create_task(serve(), name="broker")
+    try:
+        yield
+    finally:
+        end.set()
+        if not up.is_set():
+            task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            task.result()
+
+
+class StopSignals:
+    """SIGINT and SIGTERM while the block runs: they end the start, abort a treatment, and cannot hurry its end."""
+
+    def __init__(self) -> None:
+        self.cause = ""
+        """The first one that came before there was a treatment."""
+        self._then: Callable[[str], None] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.getsignal(number)
+            loop.add_signal_handler(number, self._came, f"signal {signal.Signals(number).name}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number, handler in self._before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+    def call(self, then: Callable[[str], None]) -> None:
+        """From now on, call this with the signal's name."""
+        self._then = then
+
+    def _came(self, cause: str) -> None:
+        if self._then is not None:
+            self._then(cause)
+        elif not self.cause:
+            self.cause = cause
+            assert self._task is not None
+            self._task.cancel(cause)
+
+
 def deliver_real(order: Order, report: CheckReport, faults: Path | None) -> Outcome:
-    """Deliver; writes journal.bin and, where the simulators were ours, truth.json."""
+    """Deliver; writes journal.bin and, where the simulators were ours, truth.json.
+
+    SIGINT and SIGTERM stop it in order; raises `Stopped` where they came before there was anything to stop.
+    """
     with only_controller(order.site):
-        warm_up()
         outcome, run, truth_path = asyncio.run(_deliver(order, report, faults))
     if truth_path is not None and truth_path.exists() and order.site.all_simulated:
         _write_truth(order, run, truth_path)
@@ -74,7 +138,18 @@ def deliver_real(order: Order, report: CheckReport, faults: Path | None) -> Outc
 
 
 async def _deliver(order: Order, report: CheckReport, faults: Path | None) -> tuple[Outcome, Run, Path | None]:
-    loop = asyncio.get_running_loop()
+    with StopSignals() as signals:
+        try:
+            return await _deliver_until(signals, order, report, faults)
+        except asyncio.CancelledError:
+            if not signals.cause:
+                raise
+            raise Stopped(f"{signals.cause} before the room was prepared: nothing was delivered") from None
+
+
+async def _deliver_until(
+    signals: StopSignals, order: Order, report: CheckReport, faults: Path | None
+) -> tuple[Outcome, Run, Path | None]:
     monitor = Monitor()
     path = MonitorPath(order.site, monitor)
     recorder: FrameRecorder | None = None
@@ -82,30 +157,34 @@ async def _deliver(order: Order, report: CheckReport, faults: Path | None) -> tu
 
     def watch(run: Run, commands: Commands) -> None:
         displays.append(Display(run, sys.stderr, report.time_s))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            name = signal.Signals(number).name
-            loop.add_signal_handler(number, commands.abort, order.operator, f"signal {name}")
+        signals.call(lambda cause: commands.abort(order.operator, cause))
 
-    async with (
-        room_simulators(order.site, order.seed, order.out, faults) as room,
-        telemetry_sink(order.site) as sink,
-    ):
-        try:
-            with ExitStack() as stack:
-                if order.frames_bytes:
-                    recorder = stack.enter_context(
-                        FrameRecorder(order.out, monitor, limit_bytes=order.frames_bytes, threaded=True)
-                    )
-                    recorder.attach(path)
-                tape = None if recorder is None else recorder.tape
-                stack.enter_context(RealtimeThread(order.site, monitor, path.notify, tape=tape))
-                stack.enter_context(_no_collections())
-                outcome, run = await deliver(order, report, path, site_key(order.site), sink, watch=watch)
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-            for display in displays:
-                display.close()
+    # both compile, the first time on a PC: side by side
+    warming = asyncio.create_task(asyncio.to_thread(warm_up), name="compile")
+    try:
+        async with (
+            room_simulators(order.site, order.seed, order.out, faults) as room,
+            telemetry_sink(order.site) as sink,
+        ):
+            await warming
+            try:
+                with ExitStack() as stack:
+                    if order.frames_bytes:
+                        recorder = stack.enter_context(
+                            FrameRecorder(order.out, monitor, limit_bytes=order.frames_bytes, threaded=True)
+                        )
+                        recorder.attach(path)
+                    tape = None if recorder is None else recorder.tape
+                    stack.enter_context(RealtimeThread(order.site, monitor, path.notify, tape=tape))
+                    stack.enter_context(_no_collections())
+                    outcome, run = await deliver(order, report, path, site_key(order.site), sink, watch=watch)
+            finally:
+                signals.call(lambda _cause: None)  # the end is on its way, and bounded
+                for display in displays:
+                    display.close()
+    finally:
+        warming.cancel()
+        await asyncio.wait((warming,))
     return outcome, run, room.truth_path
 
 

@@ -53,13 +53,21 @@ class Ledger:
         self.run = run
         self.counters = Counters()
         self._measured: dict[int, NDArray[Any]] = {}
+        self._unwritten: list[tuple[int, NDArray[Any]]] = []
         self._last: tuple[int, int, int] | None = None  # visit, latched counts of both electrometers
         self._spots = SpotBatcher(run.telemetry)
 
     def take(self, rows: NDArray[Any]) -> None:
         """Measured visits from the real-time path."""
+        if len(rows):
+            self._unwritten.append((self.run.tally.field_index, rows))
         for row in rows:
             self._measured[int(row["visit"])] = row
+
+    def take_unwritten(self) -> list[tuple[int, NDArray[Any]]]:
+        """Measured visits that came since the last call, each with the index of its field."""
+        came, self._unwritten = self._unwritten, []
+        return came
 
     async def begin_field(self) -> None:
         """Note the retained counters before the field's first count."""
@@ -68,6 +76,7 @@ class Ledger:
         two = await self.run.devices.electrometer_2.status(deadline)
         self.counters = Counters(one.counts, two.counts, begun_ns=now_ns())
         self._measured.clear()
+        self._unwritten.clear()
         self._last = None
 
     async def account(self, program: LayerProgram, limit_s: float = READ_S) -> int:

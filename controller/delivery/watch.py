@@ -10,12 +10,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from controller.clock import now_ns
 from controller.delivery.account import Ledger
 from controller.delivery.run import Run
+from controller.delivery.seen import visits_from_frames
 from controller.delivery.states import State
 from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, RingOverrun
 from controller.record.journal import JournalDiskError
+from controller.record.schema import VISIT_DTYPE
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError, LinkLost, Refused
 from drivers.flags import FLAG_HOLD, FLAG_SPILL
@@ -130,10 +135,15 @@ class Watch:
         run = self.run
         lease_ns = round(run.site.permits.lease_ms * 1e6)
         synced = now_ns()
+        real = not getattr(asyncio.get_running_loop(), "virtual", False)
         pending: asyncio.Task[None] | None = None
         try:
             while True:
                 self.drain()
+                if real:
+                    # a killed process loses what came since
+                    run.journal.seen(self._seen())
+                    run.journal.flush()
                 if pending is not None and pending.done():
                     pending.result()
                     pending = None
@@ -156,6 +166,15 @@ class Watch:
         self.ledger.take(self.run.path.take_measured())
         for text in self.run.path.recording_warnings():
             self.run.event("warning", text=text)
+
+    def _seen(self) -> NDArray[Any]:
+        """What the ledger was given since the last call, as visits of the journal."""
+        run = self.run
+        found = [
+            visits_from_frames(rows, run.programs[field], run.plan.fields[field].unit, run.part)
+            for field, rows in self.ledger.take_unwritten()
+        ]
+        return np.concatenate([np.zeros(0, VISIT_DTYPE), *found])
 
     async def _close_stopper(self) -> None:
         """At once, whether or not a delivery is under way that would be stopped: an armed room has the stopper open."""

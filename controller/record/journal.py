@@ -6,7 +6,7 @@ loses next to nothing) and to the disk at `sync()` (the caller does that at the 
 anything relies on it). The caller never waits for the disk except in `await sync()`. In virtual time the same
 bytes are written in place, and the disk is waited for once, at `close()`: a virtual run can be repeated to the
 byte, so a power cut loses nothing that matters. Equal calls give equal files. The log's rows are gathered into
-records of `ROWS_PER_RECORD`; a `sync()` closes the open one.
+records of `ROWS_PER_RECORD`; `flush()` and `sync()` close the open one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 ROWS_PER_RECORD = 2500
-"""Half a second of log: the most that a killed process loses of it."""
+"""Half a second of log: the most that a killed process loses of it where nobody calls `flush`."""
 BACKLOG_LIMIT_BYTES = 64 * 1024 * 1024
 """Bytes that may wait for a disk that does not take them (two minutes of log); then `append` raises."""
 WRITE_CHUNK_BYTES = 1024 * 1024
@@ -145,6 +145,17 @@ class JournalWriter:
         if len(visits) == 0:
             return None
         return self.append(RecordType.VISITS, int(visits["t_end_ns"][-1]), visits.tobytes())
+
+    def seen(self, visits: NDArray[np.void]) -> int | None:
+        """Add visits as the frames showed them; what `visits` says of the same ones later takes their place."""
+        _check_dtype("seen", visits, VISIT_DTYPE)
+        if len(visits) == 0:
+            return None
+        return self.append(RecordType.SEEN, int(visits["t_end_ns"][-1]), visits.tobytes())
+
+    def flush(self) -> None:
+        """Hand the rows gathered so far on as a record of their own."""
+        self._close_rows()
 
     def rows(self, rows: NDArray[np.void]) -> None:
         """Add rows of the log (`ROW_DTYPE`, any number); gathered, see `ROWS_PER_RECORD`."""

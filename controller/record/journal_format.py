@@ -47,6 +47,7 @@ class RecordType(enum.IntEnum):
     VISITS = 4
     ROWS = 5
     END = 6
+    SEEN = 7
 
 
 class JournalError(SpotwiseError):

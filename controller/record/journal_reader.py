@@ -113,8 +113,25 @@ class Part:
 
     @cached_property
     def visits(self) -> NDArray[np.void]:
-        """All delivered visits, `VISIT_DTYPE`."""
-        records = [r for r in self.records if r.kind is RecordType.VISITS]
+        """All delivered visits, `VISIT_DTYPE`.
+
+        Of a part that was never closed also those that only the frames showed; see `seen_only`.
+        """
+        booked = self.table_of(RecordType.VISITS)
+        return booked if len(self.seen_only) == 0 else np.concatenate([booked, self.seen_only])
+
+    @cached_property
+    def seen_only(self) -> NDArray[np.void]:
+        """Visits that the frames showed before the run ended without closing the part, and that nobody booked since."""
+        if self.end is not None:
+            return np.zeros(0, VISIT_DTYPE)
+        seen = self.table_of(RecordType.SEEN)
+        booked = np.concatenate([_keys(part.table_of(RecordType.VISITS)) for part in self._journal.parts])
+        return seen[~np.isin(_keys(seen), booked)]
+
+    def table_of(self, kind: RecordType) -> NDArray[np.void]:
+        """All rows of the records VISITS or SEEN."""
+        records = [r for r in self.records if r.kind is kind]
         for record in records:
             self._journal.whole_rows(record.length, VISIT_DTYPE, record)
         # Joined as bytes: numpy takes 50 us to concatenate each structured array, and a journal has thousands.
@@ -233,6 +250,12 @@ class Journal:
                 f"{self.path}: record {record.sequence} ({record.kind.name}): {length} bytes are no whole number of "
                 f"{dtype.itemsize}-byte rows"
             )
+
+
+def _keys(visits: NDArray[np.void]) -> NDArray[np.int64]:
+    """One number for part, field and visit."""
+    keys: NDArray[np.int64] = visits["visit"].astype(np.int64)
+    return keys | visits["part"].astype(np.int64) << 48 | visits["field"].astype(np.int64) << 32
 
 
 def read_journal(path: Path) -> Journal:

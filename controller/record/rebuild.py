@@ -20,6 +20,7 @@ from controller.record.log import write_log
 from controller.record.report import write_report
 from controller.record.summary import summarise
 from controller.record.treatment_record import build_records, record_name, write_records
+from controller.record.unclosed import sentence, unclosed
 from drivers.errors import BadInput
 
 JOURNAL = "journal.bin"
@@ -69,10 +70,7 @@ def verify_directory(directory: Path) -> list[str]:
         wrong = [] if journal.torn is None else [journal.torn]
         if not journal.parts:
             return [*wrong, f"{directory / JOURNAL}: holds no HEADER: nothing was recorded"]
-        if journal.end is None:
-            wrong.append(
-                f"{directory / JOURNAL}: the last part was never closed (it crashed, or still runs); resume it"
-            )
+        wrong += [f"{directory / JOURNAL}: {sentence(part)}" for part in unclosed(journal)]
         try:
             summary = json.loads((directory / SUMMARY).read_text())
             listed = dict(summary.pop("files"))

@@ -28,6 +28,7 @@ from controller.record.report_pictures import (
 )
 from controller.record.summary import dose_errors_pct, position_errors_mm
 from controller.record.timing import timing
+from controller.record.unclosed import sentence
 from drivers.errors import BadInput
 
 
@@ -48,7 +49,7 @@ def report(journal: Journal, summary: dict[str, Any]) -> str:
         "<h1>Treatment report</h1>",
         f'<p class="muted">{_e(header["site"]["title"])} &middot; '
         f"plan {_e(header['plan']['label'] or 'without a label')} &middot; {begun:%Y-%m-%d %H:%M:%S} UTC</p>",
-        _banner(journal),
+        _banner(journal, summary),
         _facts(summary),
         "<h2>Fields</h2>",
         _fields(summary),
@@ -102,7 +103,7 @@ def _table(
     )
 
 
-def _banner(journal: Journal) -> str:
+def _banner(journal: Journal, summary: dict[str, Any]) -> str:
     devices = {e["device"]: e for e in journal.events if e["event"] == "device"}
     pretended = [name for name, device in devices.items() if device.get("simulated")]
     if not devices:
@@ -114,7 +115,7 @@ def _banner(journal: Journal) -> str:
     else:
         what = "Every device was real."
     torn = f" {_e(journal.torn)}." if journal.torn else ""
-    crashed = "" if journal.end is not None else " The journal's last part was never closed: the run ended by a crash."
+    crashed = "".join(f" {_e(sentence(part))}" for part in summary.get("unclosed", []))
     return (
         f'<div class="banner"><b>{what}</b> Research software, not a medical device. Doses are what the monitors '
         f"measured.{crashed}{torn}</div>"
@@ -247,7 +248,7 @@ def _caption(layer: LayerAccount) -> str:
 def _time(journal: Journal, fields: list[FieldAccount]) -> str:
     times = [timing(journal.parts, field.index) for field in fields]
     pictures = _picture(time_breakdown([f.plan["name"] for f in fields], times), "time per field")
-    visits = journal.visits
+    visits = journal.visits[journal.visits["beam_on_ns"] > 0]  # from frames alone there is none
     if len(visits) == 0:
         return pictures
     zero = journal.parts[0].records[0].t_ns

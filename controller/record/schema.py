@@ -8,6 +8,8 @@ Record types of `journal.bin` and their payloads (all JSON is canonical: sorted 
 * EVENT   JSON `{"t_ns": int, "event": str, ...}`; kinds in `EVENTS`.
 * PROGRAM JSON head, a newline, then the layer's `VISIT_PLAN_DTYPE` rows: what was downloaded and read back.
 * VISITS  `VISIT_DTYPE` rows: what was delivered.
+* SEEN    `VISIT_DTYPE` rows, QUALITY_FROM_FRAMES set: visits as the frames showed them, written while their layer runs
+  (real clock only); VISITS take their place when the rings are read. They count only in a part that was never closed.
 * ROWS    `ROW_DTYPE` rows: the 200-us log.
 * END     JSON: the totals that close a part; absent after a crash.
 

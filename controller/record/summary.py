@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from controller.record.account import SOURCE_CURRENTS, SOURCE_STRIPS, FieldAccount, LayerAccount, account
 from controller.record.journal_reader import Journal
 from controller.record.timing import Timing, timing
+from controller.record.unclosed import unclosed
 
 Floats = NDArray[np.float64]
 
@@ -57,6 +58,8 @@ def summarise(journal: Journal, truth: dict[str, Any] | None) -> dict[str, Any]:
         summary["parts"] = len(journal.parts)
     if truth is not None:
         summary["truth"] = truth
+    if missing := unclosed(journal):
+        summary["unclosed"] = missing
     return summary
 
 

@@ -38,7 +38,10 @@ def truth_figures(
             v = program.visits
             if len(v) == 0:
                 continue
-            rows = truth[v["visit"]]
+            # a plant's truth ends with the last visit that got beam; what was stopped before it got none has none
+            rows = np.zeros(len(v), truth.dtype)
+            begun = v["visit"] < len(truth)
+            rows[begun] = truth[v["visit"][begun]]
             particles = rows["units"] / units_per_particle
             complete = np.isin(v["visit"], list(done))
             planned_sum += float(v["particles"][complete].sum())
