@@ -34,3 +34,4 @@ COMMANDED = 28
 """The interlock task, or an operator, told the real-time path to drop; what it did so for has its own row."""
 COUNTS_BACKWARDS = 29
 SPOT_NOT_SEEN = 30
+PEDESTAL_HIGH = 31

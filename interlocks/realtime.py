@@ -30,6 +30,7 @@ from interlocks.numbers import (
     LEASE_EXPIRED,
     MAGNET_READBACK,
     MONITORS_DISAGREE,
+    PEDESTAL_HIGH,
     POSITION_MEAN,
     RATE_HIGH,
     SATURATED,
@@ -54,6 +55,9 @@ VISIT_APART_FRAMES = 5
 FRESH_NS = 300_000
 SEEN_SHARE = 0.5
 """Least share of a spot's charge that the strips around its place must show."""
+
+
+PEDESTAL_SPAN_NS = 200_000_000
 
 
 @compiled
@@ -117,9 +121,9 @@ def judge_frame_1(m, delta, since_change, t_ns, now_ns):
     else:
         s.beam_seen_ns = -1
     judge_direction(m, delta, since_change, t_ns, now_ns)
-    field = s.counts_1 - s.field_start_1
+    field = field_counts(m, s.counts_1, s.field_start_1, s.field_start_1_ns, s.quiet_counts_1, s.quiet_ns_1, t_ns)
     if m.control.permit_on == 1 and field > limits.field_counts_1:
-        latch(m, FIELD_DOSE_PRIMARY, float(field), limits.field_counts_1, t_ns, now_ns)
+        latch(m, FIELD_DOSE_PRIMARY, field, limits.field_counts_1, t_ns, now_ns)
     if v.visit <= 0:
         return
     plan = m.plan[v.visit]
@@ -144,6 +148,24 @@ def judge_direction(m, delta, since_change, t_ns, now_ns):
 
 
 @compiled
+def judge_pedestal(m, counts, span_ns, t_ns, now_ns):
+    """What a monitor counts without beam; judged from 0.2 s on."""
+    if span_ns < PEDESTAL_SPAN_NS:
+        return
+    per_s = abs(float(counts)) / float(span_ns) * 1e9
+    if per_s > m.limits.pedestal_per_s:
+        latch(m, PEDESTAL_HIGH, per_s, m.limits.pedestal_per_s, t_ns, now_ns)
+
+
+@compiled
+def field_counts(m, counts, start, start_ns, quiet_counts, quiet_ns, t_ns):
+    """Counts of a field so far, less the pedestal of its time (which is bounded by its own condition)."""
+    pedestal = float(quiet_counts) / float(quiet_ns) if quiet_ns > 0 else 0.0
+    bound = m.limits.pedestal_per_s * 1e-9
+    return float(counts - start) - min(max(pedestal, -bound), bound) * float(t_ns - start_ns)
+
+
+@compiled
 def judge_frame_2(m, delta, since_change, t_ns, now_ns):
     """Dose and state from a frame of electrometer 2 that counted `delta`."""
     s = m.state
@@ -156,9 +178,9 @@ def judge_frame_2(m, delta, since_change, t_ns, now_ns):
     if flags & FLAG_TRIPPED != 0:
         latch(m, BACKUP_TRIPPED, 0.0, 0.0, t_ns, now_ns)
     judge_direction(m, delta, since_change, t_ns, now_ns)
-    field = s.counts_2 - s.field_start_2
+    field = field_counts(m, s.counts_2, s.field_start_2, s.field_start_2_ns, s.quiet_counts_2, s.quiet_ns_2, t_ns)
     if m.control.permit_on == 1 and field > m.limits.field_counts_2:
-        latch(m, FIELD_DOSE_SECONDARY, float(field), m.limits.field_counts_2, t_ns, now_ns)
+        latch(m, FIELD_DOSE_SECONDARY, field, m.limits.field_counts_2, t_ns, now_ns)
     if v.visit > 0 and v.counts_2 >= 0:
         plan = m.plan[v.visit]
         expected = plan.expected_2

@@ -276,6 +276,8 @@ class Tolerances(Table):
     monitor_disagreement: Positive = 0.03
     """Primary against secondary, over a field, once both have monitor_disagreement_counts."""
     monitor_disagreement_counts: Positive = 5000.0
+    pedestal_counts_per_s: Positive = 1000.0
+    """A monitor that counts faster than this without beam trips."""
     secondary_spot: Positive = 0.05
     """Electrometer 2's backup: planned + max(this, secondary_spot_counts)."""
     secondary_spot_counts: Positive = 60.0

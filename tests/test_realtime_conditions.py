@@ -279,6 +279,18 @@ def falls(stream: int, by: int) -> Cause:
     return cause
 
 
+def leaks(stream: int, every: int) -> Cause:
+    """Without beam flag or request, one count in every so many frames."""
+
+    def cause(s: Script) -> None:
+        s.begin(0)
+        for _ in range(2500 // every):
+            s.tick(every - 1)
+            s.tick(**{f"add_{stream}": 1})
+
+    return cause
+
+
 def nothing(s: Script) -> None:
     for visit in range(1, 25):
         s.deliver(visit, TICKS)
@@ -329,12 +341,15 @@ FIRES: list[tuple[int, str, Cause]] = [
     (numbers.COMMANDED, "asyncio says so", lambda s: (s.path.drop(), s.tick())),
     (numbers.COUNTS_BACKWARDS, "electrometer 1", falls(1, 4)),
     (numbers.COUNTS_BACKWARDS, "electrometer 2", falls(2, 4)),
+    (numbers.PEDESTAL_HIGH, "electrometer 1", leaks(1, 9)),
+    (numbers.PEDESTAL_HIGH, "electrometer 2", leaks(2, 9)),
     (numbers.SPOT_NOT_SEEN, "no charge at all", unseen(0.0)),
     (numbers.SPOT_NOT_SEEN, "45 % of the charge", unseen(0.45)),
     (numbers.SPOT_NOT_SEEN, "30 mm away", displaced(30.0)),
 ]
 DOES_NOT_FIRE: list[tuple[str, Cause]] = [
     ("a clean layer", nothing),
+    *((f"a pedestal below its limit, monitor {k}", leaks(k, 11)) for k in (1, 2)),
     *((f"two frames of stream {k} lost", lose(k, LOST - 1)) for k in (1, 2, 3)),
     *((f"ten frames of stream {k} in a second", lose_singly(k, ALLOWED)) for k in (1, 2, 3)),
     *((f"stream {k} silent up to the limit", silence(k, 0)) for k in (1, 2, 3)),

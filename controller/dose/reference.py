@@ -36,6 +36,7 @@ class Channel:
     window_start: int = 0
     window_lost: int = 0
     start_counts: int = -1
+    start_ns: int = 0
     deltas: list[int] = field(default_factory=lambda: [0, 0, 0])
     quiet_ns: int = 0
     quiet_counts: int = 0
@@ -148,6 +149,7 @@ class Listener(Protocol):
     def row_complete(self, row: Row) -> None: ...
     def frame_integrated(self, frame: Frame, delta: int, before: Frame | None) -> None: ...
     def turn(self, now_ns: int) -> None: ...
+    def quiet(self, counts: int, span_ns: int) -> None: ...
 
 
 class Integrator:
@@ -223,10 +225,16 @@ class Integrator:
             c.deltas = [*c.deltas[1:], delta]
             if c.start_counts < 0:
                 c.start_counts = frame.counts
+                c.start_ns = frame.t_ns
             quiet = not (frame.flags & FLAG_BEAM or self.flags(3) & FLAG_REQUEST)
             if quiet and before is not None and frame.t_ns - self.request_off_ns > QUIET_NS:
                 c.quiet_ns += FRAME_NS
                 c.quiet_counts += delta
+                if c.quiet_ns >= 4_000_000_000:
+                    c.quiet_ns //= 2
+                    c.quiet_counts //= 2
+                if self._listener is not None:
+                    self._listener.quiet(c.quiet_counts, c.quiet_ns)
                 if frame.stream == 1 and frame.sequence % 8 == 0:
                     self.pedestals = tuple(
                         p + (((word << 8) - p) >> 6) for p, word in zip(self.pedestals, frame.words, strict=True)

@@ -96,6 +96,12 @@ class Judge:
             if self.permit_on and (channel.newest is None or silence_ns > self._limit("stale_ns")):
                 self._trip(numbers.STREAM_SILENT_1 + stream - 1, silence_ns * 1e-6, self._limit("stale_ns") * 1e-6)
 
+    def quiet(self, counts: int, span_ns: int) -> None:
+        """Counts without beam."""
+        per_s = abs(float(counts)) / float(span_ns) * 1e9
+        if span_ns >= 200_000_000 and per_s > self._limit("pedestal_per_s"):
+            self._trip(numbers.PEDESTAL_HIGH, per_s, self._limit("pedestal_per_s"))
+
     def frame_integrated(self, frame: Frame, delta: int, before: Frame | None) -> None:
         """All that one frame shows."""
         if frame.stream == 3:
@@ -113,7 +119,10 @@ class Judge:
         least = min(delta, frame.counts - frame.counts_at_change)
         if least < -self._limit("spot_dose_counts"):
             self._trip(numbers.COUNTS_BACKWARDS, least, -self._limit("spot_dose_counts"))
-        field = frame.counts - self.integrator.channels[frame.stream].start_counts
+        channel = self.integrator.channels[frame.stream]
+        bound = self._limit("pedestal_per_s") * 1e-9
+        pedestal = min(max(channel.pedestal(), -bound), bound)
+        field = float(frame.counts - channel.start_counts) - pedestal * float(frame.t_ns - channel.start_ns)
         limit = self._limit(f"field_counts_{frame.stream}")
         if field > limit:
             self._trip(numbers.FIELD_DOSE_PRIMARY if first else numbers.FIELD_DOSE_SECONDARY, field, limit)
