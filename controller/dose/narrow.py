@@ -46,7 +46,7 @@ def _unpack(data, words):
     for first in range(0, words.shape[0], GROUP):
         if at >= data.shape[0]:
             return first
-        width = np.int64(data[at])
+        width = int(data[at])
         if (width != 1 and width != 2 and width != 4) or at + 1 + GROUP * width > data.shape[0]:
             return first
         at += 1
@@ -86,7 +86,8 @@ def unpack(data: bytes, words: int) -> NDArray[np.int64]:
     """As many 64-bit words as the data gives, `words` at most; fewer where it is torn or damaged."""
     out: NDArray[Any] = np.zeros(_groups(2 * words), np.int32)
     got = min(int(_unpack(np.frombuffer(data, np.uint8), out)), 2 * words)
-    return out[: got // 2 * 2].view(np.int64)
+    halves: NDArray[np.int32] = out[: got // 2 * 2]
+    return halves.view(np.int64)
 
 
 def warm_up() -> None:

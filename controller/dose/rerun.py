@@ -26,8 +26,17 @@ STEP_ENTRIES = 8192
 """Entries a call, at most: fewer rows and visits than their rings hold come out of them."""
 TRIPS = 64
 
-MARK = np.dtype([("entry", "<i8"), ("t_local_ns", "<i8"), ("stream", "<i8"), ("sequence", "<i8"), ("t_ns", "<i8")])
-"""A frame: number of its entry, local time, and its own stream, sequence and device time."""
+MARK = np.dtype(
+    [
+        ("entry", "<i8"),  # number of the entry in the recording, from 0
+        ("t_local_ns", "<i8"),
+        ("stream", "<i8"),  # of the newest intact frame: stream, sequence, device time
+        ("sequence", "<i8"),
+        ("t_ns", "<i8"),
+        ("frames", "<i8"),  # intact frames so far
+    ]
+)
+"""A place in the recording: an entry, and the newest frame there."""
 TRIP = np.dtype(
     [("number", "<i8"), ("value", "<f8"), ("limit", "<f8"), ("t_ns", "<i8"), ("visit", "<i8"), ("mark", MARK)]
 )
@@ -40,6 +49,7 @@ def _mark(to, frame):
     to.stream = frame.stream
     to.sequence = frame.sequence
     to.t_ns = frame.t_ns
+    to.frames = frame.frames
 
 
 @compiled
@@ -60,7 +70,7 @@ def _obey(m, words, at):
 def rerun(m, words, at, loaded, entries, buffer, permit, frame, rows, measured, trips):
     """Handle up to `entries` entries from word `at` on; `loaded` is the `clear` whose limits are in the memory.
 
-    `frame` is the mark of the newest frame; `rows` and `measured` are marks, in step with the rings of the memory;
+    `frame` is the mark of where it is; `rows` and `measured` are marks, in step with the rings of the memory;
     `trips` takes the latched conditions, in a ring too. Returns (why it ended, the next entry's word).
     """
     s = m.state
@@ -85,13 +95,16 @@ def rerun(m, words, at, loaded, entries, buffer, permit, frame, rows, measured, 
         elif kind == KIND_FRAME:
             for i in range(following - body):
                 buffer.i64[i] = words[body + i]
-            frame.t_local_ns = now_ns
-            frame.stream = buffer.u8[5]
-            frame.sequence = buffer.i64[2]
-            frame.t_ns = buffer.i64[3]
             bad = bad_datagrams(m)
             action = handle_frame(m, buffer, size, now_ns, False)
-            right = (bad_datagrams(m) == bad) == (head >> 8 & 0xFF == 1)
+            intact = bad_datagrams(m) == bad
+            right = intact == (head >> 8 & 0xFF == 1)
+            frame.t_local_ns = now_ns
+            if intact:
+                frame.stream = buffer.u8[5]
+                frame.sequence = buffer.i64[2]
+                frame.t_ns = buffer.i64[3]
+                frame.frames += 1
         elif kind == KIND_SILENCE:
             frame.t_local_ns = now_ns
             action = handle_silence(m, now_ns)

@@ -1,8 +1,8 @@
-"""Writes a recording of frames: takes the tape of the real-time path to `frames/part-N.frames` in a treatment directory.
+"""Writes a recording of frames: takes the real-time path's tape to `frames/part-N.frames` in a treatment directory.
 
 With a real clock a thread of its own empties the tape 20 times a second, compresses and writes; in virtual time the
-room does it in place. The recording is no part of the treatment: when the disk, the bound on its size or the tape cannot
-take more, it stops for good with an END block that says why, the journal gets a warning, and the beam goes on.
+room does it in place. The recording is no part of the treatment: when the disk, the bound on its size or the tape
+cannot take more, it stops for good with an END block that says why, the journal gets a warning, and the beam goes on.
 """
 
 from __future__ import annotations

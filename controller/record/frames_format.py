@@ -25,7 +25,7 @@ MAGIC = b"SPWFRMS\n"
 FILE_VERSION = 1
 FILE_HEADER = MAGIC + struct.pack("<II", FILE_VERSION, 0)
 HEAD = struct.Struct("<HHIIIQqqI")
-"""type, version, bytes of the payload, words, entries, number of the first entry, first and last time, payload's CRC."""
+"""type, version, bytes of the payload, words, entries, number of the first entry, first and last time, its CRC."""
 CRC = struct.Struct("<I")
 HEAD_BYTES = HEAD.size + CRC.size
 BLOCK_VERSION = 1
