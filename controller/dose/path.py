@@ -70,6 +70,7 @@ class MonitorPath:
         limits["spot_dose"] = t.spot_dose
         limits["spot_dose_counts"] = t.spot_dose_counts
         limits["secondary_counts"] = t.secondary_spot_counts
+        limits["pedestal_per_s"] = t.pedestal_counts_per_s
         limits["disagreement"] = t.monitor_disagreement
         limits["disagreement_counts"] = t.monitor_disagreement_counts
         limits["position_mean_mm"] = t.position_mean_mm
