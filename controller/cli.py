@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
 DEFECT = 5
+MOST_GIB = 1 << 20
 OUTCOMES = {2: "unreadable", 3: "refused", 4: "interrupted"}
 """What --json says of an error, by exit status; 5 is a defect."""
 
@@ -75,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
     deliver.add_argument("--seed", type=_seed, default=0, help="of everything random in the simulated room (default 0)")
     deliver.add_argument("--fault", type=_path, metavar="FILE", help="fault scenario for the simulated room")
     deliver.add_argument("--out", type=_path, metavar="DIR", help="treatment directory (default: treatment-<UTC time>)")
+    deliver.add_argument("--record-frames", action="store_true", help="keep all raw frames in DIR/frames, for replay")
+    deliver.add_argument(
+        "--frames-gib", type=_gib, default=8.0, metavar="GIB", help="recording stops at this size (default 8: an hour)"
+    )
     deliver.add_argument("--operator", help="who arms and resets; needed where any device is real")
     deliver.add_argument("--reason", help="why; needed where any device is real")
 
@@ -92,6 +98,14 @@ def parser() -> argparse.ArgumentParser:
 
     verify = _command(commands, "verify", _verify, "prove a treatment directory whole and untouched")
     verify.add_argument("directory", type=_path, metavar="DIR")
+
+    replay = _command(
+        commands,
+        "replay",
+        _replay,
+        "rerun the integrator on recorded frames; it must agree with the journal to the bit",
+    )
+    replay.add_argument("directory", type=_path, metavar="DIR")
 
     registers = _command(commands, "registers", _registers, "every device's address, registers, units and limits")
     registers.add_argument("--site", required=True, metavar="NAME|FILE")
@@ -117,6 +131,17 @@ def _seed(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 40):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
+
+
+def _gib(text: str) -> float:
+    """A size above zero."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size <= MOST_GIB:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size between 0 and {MOST_GIB} GiB")
+    return size
 
 
 def _command(
@@ -181,7 +206,8 @@ def _deliver(options: argparse.Namespace) -> int:
         load_scenario(options.fault)  # a scenario that cannot be read must not leave a directory behind
     out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     make_directory(out)
-    order = Order(options.plan, site, out, options.seed, options.clock, operator, reason)
+    frames_bytes = round(options.frames_gib * 2**30) if options.record_frames else 0
+    order = Order(options.plan, site, out, options.seed, options.clock, operator, reason, frames_bytes)
     write_run(order)
     if options.clock == "virtual":
         from controller.run_virtual import deliver_virtual as run  # noqa: PLC0415
@@ -306,6 +332,17 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         print("\n".join(problems) if problems else f"{options.directory}: whole and untouched")
     return 3 if problems else 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from controller.replay import format_replay, replay  # noqa: PLC0415
+
+    result = replay(options.directory)
+    if options.json:
+        _print_json(result)
+    else:
+        print(format_replay(result))
+    return 0 if result["agrees"] else 3
 
 
 def _registers(options: argparse.Namespace) -> int:

@@ -10,6 +10,9 @@ import dataclasses
 import json
 import time
 import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.dose.memory import LIMITS, PLAN, Monitor
+from controller.dose.memory import LIMITS, PLAN, STATE, Monitor
 from controller.dose.path import MonitorPath
 from controller.dose.rerun import DONE, FIELD_DUE, UNKNOWN_ENTRY, VERDICT_DIFFERS, Rerun
 from controller.machine.program import LayerProgram
@@ -39,8 +42,22 @@ from drivers.errors import BadInput
 from sites.loader import site_from_config
 from sites.schema import Site
 
-
+AHEAD = 3
+"""Blocks that wait, inflated, for the integrator."""
 NO_KEY = "00" * 16
+
+
+def format_replay(result: dict[str, Any]) -> str:
+    """The verdict for people."""
+    lines = [
+        f"{'agrees to the bit' if result['agrees'] else 'DOES NOT AGREE'}: {result['frames']} frames of "
+        f"{result['seconds']:.1f} s, {result['rows']} rows of the log, {result['visits']} visits, "
+        f"{result['trips']} trips",
+        f"replayed at {result['real_time_factor']:.1f} x real time",
+    ]
+    if result["visits_without_frames"]:
+        lines.append(f"{result['visits_without_frames']} visits were booked without frames, and could not be compared")
+    return "\n".join([*lines, *result["messages"]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +110,7 @@ def replay(directory: Path) -> dict[str, Any]:
     """
     if not directory.is_dir():
         raise BadInput(f"{directory}: no such directory")
+    Rerun(bytes(LIMITS.itemsize), bytes(STATE.itemsize)).step(np.zeros(0, np.int64), 0)  # compile, or load
     began = time.perf_counter()
     parts = []
     with read_journal(directory / JOURNAL) as journal:
@@ -134,6 +152,27 @@ def _site(config: dict[str, Any]) -> Site:
     return site_from_config(json.dumps(config))
 
 
+def _inflated(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same blocks with their entries; the next ones are inflated on another core meanwhile."""
+    with ThreadPoolExecutor(1, "inflate") as pool:
+        waiting: deque[Future[Block]] = deque()
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(_with_entries, block))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+        except TornRecording:
+            yield from (future.result() for future in waiting)
+            raise
+        yield from (future.result() for future in waiting)
+
+
+def _with_entries(block: Block) -> Block:
+    if block.kind is not BlockType.ENTRIES:
+        return block
+    return dataclasses.replace(block, entry_words=entries_of(block))
+
+
 class _Damaged(Exception):
     """The rest of the recording cannot be used; the problem is written down."""
 
@@ -161,7 +200,7 @@ class _Replay:
         result = self.result
         whole = False
         try:
-            for block in read_blocks(self.path):
+            for block in _inflated(read_blocks(self.path)):
                 if block.kind is BlockType.END and block.damage is None:
                     whole = self._end(block)
                 else:
@@ -265,7 +304,8 @@ class _Replay:
         if block.entries:
             self._times += [block.t_first_ns, block.t_last_ns] if not self._times else []
             self._times[1:] = [block.t_last_ns]
-        words = entries_of(block)
+        assert block.entry_words is not None
+        words = block.entry_words
         damage = block.damage
         if damage is None and len(words) != block.words:
             damage = f"{self.path}: block at byte {block.offset}: {len(words)} words, wanted {block.words}"

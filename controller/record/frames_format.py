@@ -44,7 +44,7 @@ class BlockType(enum.IntEnum):
     END = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Block:
     """One block as read, its CRCs right unless `damage` says otherwise."""
 
@@ -57,6 +57,8 @@ class Block:
     t_last_ns: int
     payload: bytes
     damage: str | None = None
+    entry_words: NDArray[np.int64] | None = None
+    """Of an ENTRIES block, once they are inflated."""
 
 
 class TornRecording(BadInput):
@@ -89,7 +91,7 @@ def entries_of(block: Block) -> NDArray[np.int64]:
     data = b""
     try:
         if block.damage is None:
-            data = inflate.decompress(block.payload)
+            data = zlib.decompress(block.payload, bufsize=4 * block.words + 1)
         else:
             for at in range(0, len(block.payload), 64):
                 data += inflate.decompress(block.payload[at : at + 64])
