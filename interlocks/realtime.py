@@ -121,13 +121,13 @@ def judge_frame_1(m, delta, since_change, t_ns, now_ns):
     else:
         s.beam_seen_ns = -1
     judge_direction(m, delta, since_change, t_ns, now_ns)
-    field = field_counts(m, s.counts_1, s.field_start_1, s.field_start_1_ns, s.quiet_counts_1, s.quiet_ns_1, t_ns)
+    field = dose_counts(m, s.counts_1, s.field_start_1, s.field_start_1_ns, s.quiet_counts_1, s.quiet_ns_1, t_ns)
     if m.control.permit_on == 1 and field > limits.field_counts_1:
         latch(m, FIELD_DOSE_PRIMARY, field, limits.field_counts_1, t_ns, now_ns)
     if v.visit <= 0:
         return
     plan = m.plan[v.visit]
-    counts = float(s.counts_1 - v.counts_1)
+    counts = dose_counts(m, s.counts_1, v.counts_1, v.t_start_ns, s.quiet_counts_1, s.quiet_ns_1, t_ns)
     limit = plan.preset + max(plan.preset * limits.spot_dose, limits.spot_dose_counts) + plan.slack_1
     if counts > limit:
         latch(m, SPOT_DOSE_PRIMARY, counts, limit, t_ns, now_ns)
@@ -158,8 +158,8 @@ def judge_pedestal(m, counts, span_ns, t_ns, now_ns):
 
 
 @compiled
-def field_counts(m, counts, start, start_ns, quiet_counts, quiet_ns, t_ns):
-    """Counts of a field so far, less the pedestal of its time (which is bounded by its own condition)."""
+def dose_counts(m, counts, start, start_ns, quiet_counts, quiet_ns, t_ns):
+    """Counts of a field or a visit so far, less the pedestal of its time (bounded by its own condition)."""
     pedestal = float(quiet_counts) / float(quiet_ns) if quiet_ns > 0 else 0.0
     bound = m.limits.pedestal_per_s * 1e-9
     return float(counts - start) - min(max(pedestal, -bound), bound) * float(t_ns - start_ns)
@@ -178,7 +178,7 @@ def judge_frame_2(m, delta, since_change, t_ns, now_ns):
     if flags & FLAG_TRIPPED != 0:
         latch(m, BACKUP_TRIPPED, 0.0, 0.0, t_ns, now_ns)
     judge_direction(m, delta, since_change, t_ns, now_ns)
-    field = field_counts(m, s.counts_2, s.field_start_2, s.field_start_2_ns, s.quiet_counts_2, s.quiet_ns_2, t_ns)
+    field = dose_counts(m, s.counts_2, s.field_start_2, s.field_start_2_ns, s.quiet_counts_2, s.quiet_ns_2, t_ns)
     if m.control.permit_on == 1 and field > m.limits.field_counts_2:
         latch(m, FIELD_DOSE_SECONDARY, field, m.limits.field_counts_2, t_ns, now_ns)
     if v.visit > 0 and v.counts_2 >= 0:
@@ -187,7 +187,7 @@ def judge_frame_2(m, delta, since_change, t_ns, now_ns):
         if v.ended == 1:
             # stream 2 has not shown the last change yet: its counts are of both visits
             expected += m.plan[m.measured[s.measured % m.measured.shape[0]].visit].expected_2
-        counts = float(s.counts_2 - v.counts_2)
+        counts = dose_counts(m, s.counts_2, v.counts_2, v.t_start_ns, s.quiet_counts_2, s.quiet_ns_2, t_ns)
         limit = expected + max(expected * m.limits.spot_dose, m.limits.secondary_counts) + plan.slack_2
         if counts > limit:
             latch(m, SPOT_DOSE_SECONDARY, counts, limit, t_ns, now_ns)

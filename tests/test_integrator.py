@@ -218,7 +218,7 @@ def _lose(stream: Stream, at: int, size: int, value: int) -> None:
 
 
 def _lose_one_stream(stream: Stream, at: int, size: int, value: int) -> None:
-    gone = [k for k in range(at, len(stream)) if stream[k].data[5] == 1 + value % 3][:size]
+    gone = [k for k in range(at, len(stream)) if stream[k].data[5:6] == bytes((1 + value % 3,))][:size]
     for k in reversed(gone):
         del stream[k]
 

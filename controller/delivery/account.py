@@ -136,7 +136,7 @@ class Ledger:
         for out, row, one, two in zip(visits, rows, latches_1, latches_2, strict=True):
             visit = int(row["visit"])
             self._fill(out, program, plan[visit - first], row, per_meterset)
-            self._counts(out, visit, int(one["counts"]), int(two["counts"]), program)
+            self._counts(out, visit, int(one["counts"]), int(two["counts"]), int(row["counts"]), program)
             out["meterset_1"] = out["particles_1"] / per_meterset
             out["meterset_2"] = out["particles_2"] / per_meterset
         return visits
@@ -161,10 +161,13 @@ class Ledger:
         out["quality"] = QUALITY_SPLIT if int(row["flags"]) & SPLIT else 0
         out["x_mm"] = out["y_mm"] = out["sigma_x_mm"] = out["sigma_y_mm"] = np.nan
 
-    def _counts(self, out: Any, visit: int, end_1: int, end_2: int, program: LayerProgram) -> None:
+    def _counts(self, out: Any, visit: int, end_1: int, end_2: int, seen: int, program: LayerProgram) -> None:
+        """`seen`: the engine's own count of the visit, for one whose start neither frames nor rings show."""
         measured = self._measured.pop(visit, None)
         follows = self._last is not None and self._last[0] == visit - 1
-        start_1, start_2 = (self._last[1], self._last[2]) if follows and self._last is not None else (end_1, end_2)
+        start_1, start_2 = (
+            (self._last[1], self._last[2]) if follows and self._last is not None else (end_1 - seen, end_2)
+        )
         pedestal_1 = pedestal_2 = late_1 = late_2 = 0.0
         if measured is not None:
             start_1 = int(measured["start_1"])
@@ -225,7 +228,7 @@ class Ledger:
             self._fill(out, program, planned, engine, per_meterset)
             self._measured[int(row["visit"])] = row
             end_2 = int(row["counts_2"]) if row["counts_2"] >= 0 else int(row["start_2"])
-            self._counts(out, int(row["visit"]), int(row["counts_1"]), end_2, program)
+            self._counts(out, int(row["visit"]), int(row["counts_1"]), end_2, 0, program)
             out["quality"] |= QUALITY_FROM_FRAMES
             out["meterset_1"] = out["particles_1"] / per_meterset
             out["meterset_2"] = out["particles_2"] / per_meterset

@@ -120,9 +120,7 @@ class Judge:
         if least < -self._limit("spot_dose_counts"):
             self._trip(numbers.COUNTS_BACKWARDS, least, -self._limit("spot_dose_counts"))
         channel = self.integrator.channels[frame.stream]
-        bound = self._limit("pedestal_per_s") * 1e-9
-        pedestal = min(max(channel.pedestal(), -bound), bound)
-        field = float(frame.counts - channel.start_counts) - pedestal * float(frame.t_ns - channel.start_ns)
+        field = self._dose(frame, channel.start_counts, channel.start_ns)
         limit = self._limit(f"field_counts_{frame.stream}")
         if field > limit:
             self._trip(numbers.FIELD_DOSE_PRIMARY if first else numbers.FIELD_DOSE_SECONDARY, field, limit)
@@ -131,6 +129,12 @@ class Judge:
                 self._primary(frame, delta)
             else:
                 self._secondary(frame)
+
+    def _dose(self, frame: Frame, start: int, start_ns: int) -> float:
+        """Counts since a start, less the pedestal."""
+        bound = self._limit("pedestal_per_s") * 1e-9
+        pedestal = min(max(self.integrator.channels[frame.stream].pedestal(), -bound), bound)
+        return float(frame.counts - start) - pedestal * float(frame.t_ns - start_ns)
 
     def _unrequested(self, frame: Frame) -> None:
         if not (frame.flags | self.integrator.flags(2)) & FLAG_BEAM or self.integrator.flags(3) & FLAG_REQUEST:
@@ -145,7 +149,7 @@ class Judge:
     def _primary(self, frame: Frame, delta: int) -> None:
         visit = self.integrator.visit
         plan = self.integrator.planned(visit.id)
-        counts = frame.counts - visit.counts_1
+        counts = self._dose(frame, visit.counts_1, visit.t_start_ns)
         preset = plan["preset"]
         limit = preset + max(preset * self._limit("spot_dose"), self._limit("spot_dose_counts")) + plan["slack_1"]
         if counts > limit:
@@ -163,8 +167,9 @@ class Judge:
         if row is not None:
             expected += self.integrator.planned(row.visit)["expected_2"]
         limit = expected + max(expected * self._limit("spot_dose"), self._limit("secondary_counts")) + plan["slack_2"]
-        if frame.counts - visit.counts_2 > limit:
-            self._trip(numbers.SPOT_DOSE_SECONDARY, frame.counts - visit.counts_2, limit)
+        counts = self._dose(frame, visit.counts_2, visit.t_start_ns)
+        if counts > limit:
+            self._trip(numbers.SPOT_DOSE_SECONDARY, counts, limit)
 
     def _scan(self, frame: Frame, flags_before: int) -> None:
         flags, words = frame.flags, frame.words
