@@ -18,7 +18,7 @@ from controller.delivery.account import Ledger
 from controller.delivery.run import Run
 from controller.delivery.seen import visits_from_frames
 from controller.delivery.states import State
-from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, RingOverrun
+from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, PathTrip, RingOverrun
 from controller.record.journal import JournalDiskError
 from controller.record.schema import VISIT_DTYPE
 from drivers.deadline import Deadline
@@ -27,6 +27,9 @@ from drivers.flags import FLAG_HOLD, FLAG_SPILL
 from interlocks.conditions import by_number
 from interlocks.slow import judge
 
+STREAMS = {1: "electrometer 1", 2: "electrometer 2", 3: "scan controller"}
+STOPPED_NS = 3_000_000
+"""A stream this far behind the newest one has stopped, as far as words go; the path judges by permits.stale_ms."""
 JUDGE_S = 0.04
 DRAIN_S = 0.05
 SYNC_S = 1.0
@@ -50,6 +53,7 @@ class Watch:
         self.holds = Holds()
         self._ready = asyncio.Event()
         self._spill = False
+        self._detailed: tuple[int, str] | None = None
         self._escalate = asyncio.Event()
 
     def begin_field(self) -> None:
@@ -192,6 +196,20 @@ class Watch:
             await run.path.changed()
             self._look()
 
+    def _detail(self, trip: PathTrip) -> str:
+        """The visit, and which streams had stopped when the trip was first looked at: a cause behind the cause."""
+        if self._detailed is None or self._detailed[0] != trip.t_ns:
+            streams = self.run.path.monitor.streams
+            newest_ns = max(int(streams[number]["t_ns"]) for number in STREAMS)
+            words = [f"visit {trip.visit}"] if trip.visit else []
+            words += [
+                f"no frames of {name} any more"
+                for number, name in STREAMS.items()
+                if newest_ns - int(streams[number]["t_ns"]) > STOPPED_NS
+            ]
+            self._detailed = (trip.t_ns, "; ".join(words))
+        return self._detailed[1]
+
     def _look(self) -> None:
         run = self.run
         trip = run.path.trip()
@@ -202,7 +220,7 @@ class Watch:
                 by_number()[trip.number].id,
                 value=trip.value,
                 limit=trip.limit,
-                detail=f"visit {trip.visit}" if trip.visit else "",
+                detail=self._detail(trip),
                 t_cause_ns=trip.t_ns,
             )
         flags = run.path.flags
