@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     deliver.add_argument("--out", type=_path, metavar="DIR", help="treatment directory (default: treatment-<UTC time>)")
     deliver.add_argument("--record-frames", action="store_true", help="keep all raw frames in DIR/frames, for replay")
     deliver.add_argument(
-        "--frames-gib", type=_gib, default=8.0, metavar="GIB", help="recording stops at this size (default 8: an hour)"
+        "--frames-gib", type=_gib, default=8.0, metavar="GIB", help="its size, at most (default 8: 45 minutes)"
     )
     deliver.add_argument("--operator", help="who arms and resets; needed where any device is real")
     deliver.add_argument("--reason", help="why; needed where any device is real")

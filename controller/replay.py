@@ -1,4 +1,4 @@
-"""`spotwise replay DIR`: the integrator once more on the recorded frames; its results must be the journal's, to the bit.
+"""`spotwise replay DIR`: the integrator once more, on recorded frames; its results must be the journal's, to the bit.
 
 The limits that the path judged by are in the recording, and are compared with those that the journal's site and
 programs give; so are its rows, its measured visits as they were booked, and its trips.
@@ -10,9 +10,6 @@ import dataclasses
 import json
 import time
 import zlib
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +39,6 @@ from drivers.errors import BadInput
 from sites.loader import site_from_config
 from sites.schema import Site
 
-AHEAD = 3
-"""Blocks that wait, inflated, for the integrator."""
 NO_KEY = "00" * 16
 
 
@@ -152,27 +147,6 @@ def _site(config: dict[str, Any]) -> Site:
     return site_from_config(json.dumps(config))
 
 
-def _inflated(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same blocks with their entries; the next ones are inflated on another core meanwhile."""
-    with ThreadPoolExecutor(1, "inflate") as pool:
-        waiting: deque[Future[Block]] = deque()
-        try:
-            for block in blocks:
-                waiting.append(pool.submit(_with_entries, block))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-        except TornRecording:
-            yield from (future.result() for future in waiting)
-            raise
-        yield from (future.result() for future in waiting)
-
-
-def _with_entries(block: Block) -> Block:
-    if block.kind is not BlockType.ENTRIES:
-        return block
-    return dataclasses.replace(block, entry_words=entries_of(block))
-
-
 class _Damaged(Exception):
     """The rest of the recording cannot be used; the problem is written down."""
 
@@ -200,7 +174,7 @@ class _Replay:
         result = self.result
         whole = False
         try:
-            for block in _inflated(read_blocks(self.path)):
+            for block in read_blocks(self.path):
                 if block.kind is BlockType.END and block.damage is None:
                     whole = self._end(block)
                 else:
@@ -304,8 +278,7 @@ class _Replay:
         if block.entries:
             self._times += [block.t_first_ns, block.t_last_ns] if not self._times else []
             self._times[1:] = [block.t_last_ns]
-        assert block.entry_words is not None
-        words = block.entry_words
+        words = entries_of(block)
         damage = block.damage
         if damage is None and len(words) != block.words:
             damage = f"{self.path}: block at byte {block.offset}: {len(words)} words, wanted {block.words}"

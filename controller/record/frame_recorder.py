@@ -37,7 +37,7 @@ from drivers.compiled import source_hash
 from drivers.errors import BadInput
 
 DEFAULT_BYTES = 8 << 30
-"""Bound on a part's recording: an hour of frames."""
+"""Bound on a part's recording: three quarters of an hour of frames."""
 EMPTY_S = 0.05
 BLOCK_WORDS = 1 << 16
 """Words that make a block in virtual time (512 KiB before compression, 40 ms of frames)."""
