@@ -49,7 +49,7 @@ async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgr
             following = programs[index + 1] if index + 1 < len(programs) else None
             run.tally.layer_index = program.layer_index
             await layer.beam_ready(run, program, request_id)
-            await layer.start(run, program)
+            await layer.start(run, program, request_id)
             run.path.log(True)
             run.on_change()
             ahead = (
@@ -57,7 +57,7 @@ async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgr
                 if following is None
                 else group.create_task(layer.download(run, following, (index + 1) % 2), name="download ahead")
             )
-            await layer.done(run, program)
+            await layer.done(run, program, request_id)
             run.path.log(False)
             if following is not None and ahead is not None:
                 request_id = await layer.request(run, following)

@@ -12,8 +12,8 @@ from controller.machine.program import LayerProgram
 from controller.record.journal import program_head
 from drivers.contracts import AcceleratorStatus, LayerTable
 from drivers.deadline import Deadline
-from drivers.errors import DeviceError, ReadbackMismatch, SpotwiseError
-from drivers.flags import FLAG_ARMED, FLAG_HOLD, FLAG_LAYER_DONE
+from drivers.errors import ReadbackMismatch, SpotwiseError
+from drivers.flags import FLAG_ARMED, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL
 from interlocks.slow import angle_difference, judge
 
 READY = 2
@@ -80,6 +80,14 @@ async def request(run: Run, program: LayerProgram) -> int:
     deadline = Deadline.after(COMMAND_S, f"request of layer {program.layer_index + 1}")
     names = list(run.site.treatment_machines)
     optics = names.index(field.machine_name or run.site.trip98_machine[program.ion])  # type: ignore[index]
+    request_id = await run.devices.accelerator.request(
+        ion=program.ion,
+        energy_mev_u=program.energy_mev_u,
+        intensity_level=program.intensity_level,
+        port_deg=port_deg(run.site, field),
+        optics=optics,
+        deadline=deadline,
+    )
     layer_event(
         run,
         program,
@@ -89,33 +97,24 @@ async def request(run: Run, program: LayerProgram) -> int:
         intensity_level=program.intensity_level,
         port_deg=port_deg(run.site, field),
     )
-    return await run.devices.accelerator.request(
-        ion=program.ion,
-        energy_mev_u=program.energy_mev_u,
-        intensity_level=program.intensity_level,
-        port_deg=port_deg(run.site, field),
-        optics=optics,
-        deadline=deadline,
-    )
+    return request_id
 
 
 async def beam_ready(run: Run, program: LayerProgram, request_id: int) -> None:
-    """Wait for the requested beam, and verify energy, ion and port by read-back and by the independent sensor."""
+    """Wait for the requested beam, and verify energy, ion and port of this spill: read-back and independent sensor."""
     a = run.site.accelerator
     limit_s = 10.0 + 3 * (a.gap_s + a.energy_step_up_s + a.energy_step_s + a.flat_top_s)
     deadline = Deadline.after(limit_s, f"beam for layer {program.layer_index + 1}")
     while True:
-        status = await run.devices.accelerator.status(deadline)
+        status = await run.devices.accelerator.status(deadline.sooner(COMMAND_S))
         if status.state == READY and status.request_id == request_id:
-            sensors = await run.devices.safety_chain.status(deadline)
+            sensors = await run.devices.safety_chain.status(deadline.sooner(COMMAND_S))
             if sensors.energy_sensor_mev_u > 0:
                 break
         if deadline.remaining_s() <= 0:
-            raise DeviceError(
-                "accelerator",
-                f"state: wanted ready with request {request_id} within {limit_s:g} s, got state {status.state} with "
-                f"request {status.request_id}; ask the accelerator's operator",
-            )
+            state = f"accelerator in state {status.state} with request {status.request_id}, wanted {request_id}"
+            run.trip("NO_BEAM", value=limit_s, limit=limit_s, detail=state)
+            raise AlreadyTripped("NO_BEAM")
         try:
             async with asyncio.timeout(LOOK_S):
                 await run.path.changed()
@@ -144,6 +143,7 @@ async def beam_ready(run: Run, program: LayerProgram, request_id: int) -> None:
         intensity_level=status.intensity_level,
         port_deg=sensors.port_sensor_deg,
         spill=status.spill,
+        beam_since_ns=run.spill_since_ns,
     )
 
 
@@ -179,19 +179,36 @@ async def arm(run: Run, program: LayerProgram, bank: int) -> None:
     layer_event(run, program, "armed")
 
 
-async def start(run: Run, program: LayerProgram) -> None:
-    """Let the engine run, once no operator's pause stands in the way."""
+async def start(run: Run, program: LayerProgram, request_id: int) -> None:
+    """Let the engine run, once no operator's pause stands in the way; after one, this is another spill."""
     while True:
-        await run.resumed.wait()
+        if not run.resumed.is_set():
+            await run.resumed.wait()
+            await beam_ready(run, program, request_id)
         async with run.engine:
             if run.resumed.is_set():
-                layer_event(run, program, "start")
                 deadline = Deadline.after(COMMAND_S, f"start of layer {program.layer_index + 1}")
                 await run.devices.scan_controller.start(deadline)
+                layer_event(run, program, "start")
                 return
 
 
-async def done(run: Run, program: LayerProgram) -> None:
+async def next_spill(run: Run, program: LayerProgram, request_id: int) -> None:
+    """A spill ended in mid-layer: the engine is held until the next one's energy, ion and port are verified."""
+    run.spill_verified.clear()
+    async with run.engine:
+        await run.devices.scan_controller.hold(True, Deadline.after(COMMAND_S, "hold between spills"))
+    if run.path.flags & FLAG_LAYER_DONE:
+        run.spill_verified.set()
+        return
+    await beam_ready(run, program, request_id)
+    async with run.engine:
+        run.spill_verified.set()
+        if run.resumed.is_set():
+            await run.devices.scan_controller.hold(False, Deadline.after(COMMAND_S, "beam of the next spill"))
+
+
+async def done(run: Run, program: LayerProgram, request_id: int) -> None:
     """Wait until the engine has ended the layer; no beam and no progress for too long is an error."""
     a = run.site.accelerator
     limit_s = 10.0 + 3 * (a.flat_top_s + a.gap_s)
@@ -199,6 +216,9 @@ async def done(run: Run, program: LayerProgram) -> None:
     mark = (-1, -1)
     since_ns = now_ns()
     while not run.path.flags & FLAG_LAYER_DONE:
+        if a.kind == "synchrotron" and not run.path.flags & FLAG_SPILL:
+            await next_spill(run, program, request_id)
+            continue
         try:
             async with asyncio.timeout(LOOK_S):
                 await run.path.changed()

@@ -71,6 +71,10 @@ class Run:
     """Set by a trip or an abort: the field ends here."""
     resumed: asyncio.Event = field(default_factory=_set_event)
     """Not set while the operator pauses: nothing starts then."""
+    spill_verified: asyncio.Event = field(default_factory=_set_event)
+    """Not set between the end of a spill in mid-layer and the verification of the next one: the engine is held then."""
+    spill_since_ns: int = 0
+    """When the last spill began, as the frames showed it."""
     engine: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Start and hold of the spot engine, one after the other: a pause never slips in between."""
     on_change: Callable[[], None] = lambda: None

@@ -293,7 +293,8 @@ class Treatment:
         run = self.run
         run.go(Event.RESUME, f"operator {operator}")
         run.event("command", name="resume", operator=operator, reason="")
-        await self._hold(False, "resume")
+        if run.spill_verified.is_set():
+            await self._hold(False, "resume")
         if run.state is State.DELIVERING:  # not paused anew meanwhile
             run.resumed.set()
 

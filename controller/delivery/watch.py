@@ -227,13 +227,17 @@ class Watch:
         spill = bool(flags & FLAG_SPILL)
         if spill != self._spill:
             self._spill = spill
+            if spill:
+                run.spill_since_ns = now_ns()
             run.event("spill", phase="begin" if spill else "end")
         held = bool(flags & FLAG_HOLD)
         if held and self.holds.since_ns is None:
             paused = run.state is State.INTERRUPTED
+            between = not run.spill_verified.is_set()
             self.holds.since_ns = now_ns()
-            self.holds.count += not paused
-            run.event("hold", phase="begin", cause="operator" if paused else "gate")
+            self.holds.count += not (paused or between)
+            cause = "operator" if paused else ("spill not yet verified" if between else "gate")
+            run.event("hold", phase="begin", cause=cause)
         elif not held and self.holds.since_ns is not None:
             self.holds.since_ns = None
             run.event("hold", phase="end", cause="")

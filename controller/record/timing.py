@@ -4,10 +4,10 @@ A field lasts from the request of its first layer to the end of its last one, pa
 states INTERRUPTED and TRIPPED, and between the parts of a resumed treatment, is the operator's and is not
 counted. Set-up of gantry and couch comes before the first request and is not counted either. In it
 
-* the machine works from a layer's "request" to "ready" (energy, filling) and from "start" to "end" (beam, moves,
+* the machine works from a layer's "request" (accepted) to the beginning of its spill (energy, filling) and from "start" to "end" (beam, moves,
   spill gaps, gating holds);
-* all other time the machine waited for the controller: download, arm, start, and what lies between an
-  "end" and the next "request".
+* all other time the machine waited for the controller: download, arm, verification, start (accepted), and what lies
+  between an "end" and the next "request".
 
 total = beam_on + machine + controller; ideal = beam_on + machine: what the same machine needs with an
 instantaneous controller.
@@ -85,7 +85,9 @@ def _of_part(part: Part, field: int) -> Timing:
         elif phase in {"ready", "end"}:
             since = opened.pop((layer, "request" if phase == "ready" else "start"), None)
             if since is not None:
-                working.append((since, t_ns))
+                # the machine was ready when its spill began; what came after was verification
+                beam_ns = int(event.get("beam_since_ns", t_ns)) if phase == "ready" else t_ns
+                working.append((since, min(max(since, beam_ns), t_ns)))
     working += [(since, finish) for since in opened.values()]
     away = _away(part, begin, finish)
     total_ns = (finish - begin) - _length(_union(away))
