@@ -4,8 +4,8 @@ A field lasts from the request of its first layer to the end of its last one, pa
 states INTERRUPTED and TRIPPED, and between the parts of a resumed treatment, is the operator's and is not
 counted. Set-up of gantry and couch comes before the first request and is not counted either. In it
 
-* the machine works from a layer's "request" (accepted) to the beginning of its spill (energy, filling) and from "start" to "end" (beam, moves,
-  spill gaps, gating holds);
+* the machine works from a layer's "request" (accepted) to the beginning of its spill (energy, filling) and from "start"
+  to "end" (beam, moves, spill gaps, gating holds);
 * all other time the machine waited for the controller: download, arm, verification, start (accepted), and what lies
   between an "end" and the next "request".
 
