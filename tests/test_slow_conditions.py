@@ -131,7 +131,7 @@ def test_any_value_is_either_within_tolerance_or_a_violation(
     measured: tuple[str, str, str, float], value: float
 ) -> None:
     device, name, condition, tolerance = measured
-    between_spills = name == "energy_sensor_mev_u" and value == 0.0
+    between_spills = name == "energy_sensor_mev_u" and value == 0.0 and not GOOD["safety_chain"].beam_present
     wanted = WANTED[name]
     off = angle_difference(value, wanted) if name.endswith("_deg") else abs(value - wanted)
     good = off <= tolerance or between_spills
@@ -139,8 +139,13 @@ def test_any_value_is_either_within_tolerance_or_a_violation(
 
 
 def test_sensors_are_not_judged_between_spills() -> None:
-    dark = replace(GOOD["safety_chain"], energy_sensor_mev_u=0.0, ion_sensor="")
+    dark = replace(GOOD["safety_chain"], energy_sensor_mev_u=0.0, ion_sensor="", beam_present=False)
     assert ids(seen(safety_chain=dark)) == set()
+
+
+def test_a_sensor_that_reads_nothing_while_there_is_beam_is_a_fault() -> None:
+    blind = replace(GOOD["safety_chain"], energy_sensor_mev_u=0.0, beam_present=True)
+    assert "ENERGY_SENSOR" in ids(seen(safety_chain=blind))
 
 
 @pytest.mark.parametrize("device", GOOD)

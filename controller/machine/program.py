@@ -9,9 +9,9 @@ while beam is requested and for a tail window after, from the start of the layer
     counted >= preset_1 + ... + preset_k - early
 
 where early is `early_on_counts` where the beam stays on into visit k + 1 (charge still drifting in the chamber),
-and `early_off_counts` where it goes off (the same, and the beam-off delay). Targets are cumulative, so what one visit gets
-too much the next gets less; nothing adds up over a layer. A visit that a hold or the end of a spill stops with less than
-half of `early` to go is over: so small a portion cannot be given, and no other spot may get it.
+and `early_off_counts` where it goes off (the same, and the beam-off delay). Targets are cumulative, so what one visit
+gets too much the next gets less; nothing adds up over a layer. A visit that a hold or the end of a spill stops with
+less than half of `early` to go is over: so small a portion cannot be given, and no other spot may get it.
 """
 
 from __future__ import annotations

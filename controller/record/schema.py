@@ -115,8 +115,9 @@ EVENTS = {
     "device": "a device's identity at connection: device, id, simulated, map_sha256, boot_nonce",
     "setup": "a field's set-up, set and read back: field, device, quantity, set, readback, unit",
     "layer": "a layer begins or ends: field, layer (both from 0), phase (request | ready | armed | start | end), and "
-    "what was read back: energy_set_mev_u, energy_readback_mev_u, energy_sensor_mev_u, intensity_level, port_deg, beam_since_ns (ready: when its spill began)",
-    "corrections": "frozen for the part: ktp, temperature_c, pressure_hpa, pedestals",
+    "what was read back: energy_set_mev_u, energy_readback_mev_u, energy_sensor_mev_u, intensity_level, port_deg, "
+    "beam_since_ns (ready: when its spill began)",
+    "corrections": "frozen for the part: ktp, temperature_c, pressure_hpa",
     "spill": "spill began or ended: phase",
     "hold": "hold began or ended: phase, cause",
     "trip": "an interlock condition latched: id, value, limit, unit, t_cause_ns, first_out, hint",
