@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "drivers",
     "interlocks",
+    "controller/bench/loops.py",
     "controller/dose",
     "controller/compose.py",
     "controller/record/schema.py",

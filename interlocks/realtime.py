@@ -81,7 +81,7 @@ def leases_hold(m, now_ns):
     return now_ns <= m.control.lease_ns_0 and now_ns <= m.control.lease_ns_1
 
 
-@compiled
+@compiled_inline
 def judge_liveness(m, now_ns):
     """Commands, leases and silence; called at every turn of the loop, with or without a frame."""
     c = m.control
@@ -100,7 +100,7 @@ def judge_liveness(m, now_ns):
             latch(m, number, silence_ns * 1e-6, m.limits.stale_ns * 1e-6, now_ns, now_ns)
 
 
-@compiled
+@compiled_inline
 def judge_frame_1(m, delta, since_change, t_ns, now_ns):
     """Dose, rate, high voltage and unrequested beam from a frame of electrometer 1 that counted `delta`."""
     s = m.state
@@ -139,7 +139,7 @@ def judge_frame_1(m, delta, since_change, t_ns, now_ns):
         s.over_rate = 0
 
 
-@compiled
+@compiled_inline
 def judge_direction(m, delta, since_change, t_ns, now_ns):
     """A cumulative count does not run backwards, nor stand behind its last latch, but for noise and a pedestal."""
     least = min(delta, since_change)
@@ -165,7 +165,7 @@ def dose_counts(m, counts, start, start_ns, quiet_counts, quiet_ns, t_ns):
     return float(counts - start) - min(max(pedestal, -bound), bound) * float(t_ns - start_ns)
 
 
-@compiled
+@compiled_inline
 def judge_frame_2(m, delta, since_change, t_ns, now_ns):
     """Dose and state from a frame of electrometer 2 that counted `delta`."""
     s = m.state
@@ -193,7 +193,7 @@ def judge_frame_2(m, delta, since_change, t_ns, now_ns):
             latch(m, SPOT_DOSE_SECONDARY, counts, limit, t_ns, now_ns)
 
 
-@compiled
+@compiled_inline
 def judge_frame_3(m, visit, t_ns, now_ns):
     """Engine, chain, magnets, visit line and spot time from a frame of the scan controller that shows `visit`."""
     s = m.state

@@ -98,7 +98,7 @@ def clear_latch(m):
     s.reset_seen = m.control.reset
 
 
-@compiled
+@compiled_inline
 def accept(m, stream, nonce, sequence, t_ns, now_ns):
     """Sequence, clock and loss accounting of one intact frame; False for one that must not be integrated (again)."""
     r = m.streams[stream]
@@ -144,12 +144,14 @@ def plane_sums(strips, pedestals, first, expected_mm, sigma_mm, pitch_mm):
     half = max(4.0, WINDOW_SIGMA * sigma_mm / pitch_mm)
     low = min(max(int(centre - half), 0), STRIPS - 1)
     high = min(max(int(centre + half), 0), STRIPS - 1)
+    charge = strips[PAYLOAD + first + low : PAYLOAD + first + high + 1]
+    base = pedestals[first + low : first + high + 1]
     s0 = 0
     s1 = 0
     s2 = 0
-    for i in range(low, high + 1):
-        q = np.int64(strips[PAYLOAD + first + i]) - ((pedestals[first + i] + 128) >> 8)
-        j = i - STRIPS // 2
+    for i in range(charge.shape[0]):  # over slices: computed indices would be asked for their sign at each strip
+        q = np.int64(charge[i]) - ((base[i] + 128) >> 8)
+        j = i + low - STRIPS // 2
         s0 += q
         s1 += q * j
         s2 += q * j * j
@@ -414,7 +416,7 @@ def _um(value_mm):
     return np.int32(NO_VALUE) if value_mm != value_mm else np.int32(round(value_mm * 1000.0))
 
 
-@compiled
+@compiled_inline
 def write_row(m, t_ns):
     """One 200-us row of the log."""
     s = m.state
@@ -453,7 +455,7 @@ def write_row(m, t_ns):
     s.rows += 1
 
 
-@compiled
+@compiled_inline
 def obey_control(m):
     """What asyncio asked for since the last turn."""
     if m.control.clear != m.state.clear_seen:
@@ -476,7 +478,7 @@ def is_fresh(m, now_ns):
     return oldest <= m.limits.frame_age_ns
 
 
-@compiled
+@compiled_inline
 def decide(m, fresh, now_ns):
     """What to send now: a permit for a fresh frame of electrometer 1 while nothing is wrong, a drop once tripped."""
     s = m.state
