@@ -63,7 +63,10 @@ def make_room(folder: Path, free_port: Callable[[], int], *edits: tuple[str, str
     """
     text = (ROOT / "sites" / "carbon-fixed.toml").read_text(encoding="utf-8")
     ports = sorted(set(re.findall(r"\b150\d\d\b|\b18830\b", text)))
-    changes = [(rf"\b{port}\b", str(free_port())) for port in ports]
+    own: set[int] = set()
+    while len(own) < len(ports):  # the system may give the same one twice
+        own.add(free_port())
+    changes = [(rf"\b{port}\b", str(mine)) for port, mine in zip(ports, own, strict=True)]
     changes += [
         (r"/tmp/spotwise-carbon-fixed", str(folder / "lines")),
         (r"(?m)^gap_s = 2.0", "gap_s = 0.3"),

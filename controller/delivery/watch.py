@@ -97,9 +97,11 @@ class Watch:
             try:
                 got = await status(Deadline.after(max(timeout_ms, max_age_ms) * 1e-3, f"status of {name}"))
             except LinkLost as error:
+                self._take_trip()
                 self.run.trip("LINK_LOST", detail=str(error))
                 self._publish(name, simulated, "down", None)
             except DeviceError as error:
+                self._take_trip()
                 self.run.trip("DEVICE_ERROR", detail=str(error))
                 self._publish(name, simulated, "suspect", None)
             else:
@@ -126,6 +128,7 @@ class Watch:
         run = self.run
         lease_ns = round(run.site.permits.lease_ms * 1e6)
         while True:
+            self._take_trip()
             t_ns = now_ns()
             if run.state is State.INTERRUPTED and self.holds.since_ns is not None:
                 self.holds.since_ns = t_ns  # the operator's pause is no hold of the gate, and may last
@@ -210,7 +213,11 @@ class Watch:
             self._detailed = (trip.t_ns, "; ".join(words))
         return self._detailed[1]
 
-    def _look(self) -> None:
+    def _take_trip(self) -> None:
+        """Latch what the real-time path has latched: it was there before anything that a task finds now.
+
+        Asyncio may have stood still meanwhile, and then its timers may come before the path's news.
+        """
         run = self.run
         trip = run.path.trip()
         if trip is not None and trip.number in by_number():
@@ -223,6 +230,10 @@ class Watch:
                 detail=self._detail(trip),
                 t_cause_ns=trip.t_ns,
             )
+
+    def _look(self) -> None:
+        run = self.run
+        self._take_trip()
         flags = run.path.flags
         spill = bool(flags & FLAG_SPILL)
         if spill != self._spill:
