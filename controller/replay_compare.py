@@ -190,6 +190,9 @@ class Comparison:
         for event in self.part.events:
             if event["event"] != "trip" or matrix()[event["id"]].number is None:
                 continue
+            same = bool(latched) and known[int(latched[0]["number"])].id == event["id"]
+            if not same and event["t_cause_ns"] == event["t_ns"]:
+                continue  # found by a task beside the path, which knows no time but its own
             if not latched:
                 if whole or event["t_ns"] < int(end["t_local_ns"]) - UNSEEN_NS:
                     self.differences.append(differs("trip", "id", event["id"], None, end))
@@ -246,4 +249,5 @@ def _trip_values(event: dict[str, Any], trip: Any) -> Iterator[tuple[str, Any, A
         value = float(trip[name])
         yield name, event[name], value if math.isfinite(value) else None
     yield "t_cause_ns", event["t_cause_ns"], int(trip["t_ns"])
-    yield "detail", event["detail"], f"visit {int(trip['visit'])}" if trip["visit"] else ""
+    said = event["detail"].partition(";")[0]  # what follows is of the other streams, as asyncio saw them later
+    yield "visit", said if said.startswith("visit ") else "", f"visit {int(trip['visit'])}" if trip["visit"] else ""
