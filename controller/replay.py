@@ -175,10 +175,18 @@ class _Replay:
         whole = False
         try:
             for block in read_blocks(self.path):
-                if block.kind is BlockType.END and block.damage is None:
-                    whole = self._end(block)
-                else:
-                    self._block(block)
+                try:
+                    if block.kind is BlockType.END and block.damage is None:
+                        whole = self._end(block)
+                    else:
+                        self._block(block)
+                except (KeyError, IndexError, TypeError, ValueError, zlib.error) as error:
+                    if block.kind is BlockType.ENTRIES:
+                        raise
+                    # its CRC is right, its content is not: nobody has written such a block
+                    raise _Damaged(
+                        f"{self.path}: {block.kind.name} block at byte {block.offset}: not to be understood: {error!r}"
+                    ) from error
         except (TornRecording, _Damaged) as error:
             if str(error):
                 result.problems.append(str(error))

@@ -157,7 +157,7 @@ def beam_on_strips(frame: bytes) -> bool:
     if frame[5] != 1:
         return False
     t_ns, visit, *_, t_change_ns = struct.unpack_from("<qIIQQq", frame, 24)
-    return visit >= 5 and t_ns - t_change_ns > 1_000_000 and max(struct.unpack_from("<256i", frame, 64)) > 300
+    return bool(visit >= 5 and t_ns - t_change_ns > 1_000_000 and max(struct.unpack_from("<256i", frame, 64)) > 300)
 
 
 def test_a_delivery_replays_to_the_bit_and_recording_changes_nothing(recorded: Path, tmp_path: Path) -> None:
