@@ -49,8 +49,8 @@ async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgr
             following = programs[index + 1] if index + 1 < len(programs) else None
             run.tally.layer_index = program.layer_index
             await layer.beam_ready(run, program, request_id)
-            await layer.start(run, program, request_id)
             run.path.log(True)
+            await layer.start(run, program, request_id)
             run.on_change()
             ahead = (
                 None
