@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.dose.integrator import ACTION_NONE, handle_frame, handle_silence
-from controller.dose.memory import Monitor
+from controller.dose.integrator import ACTION_NONE, handle_frame_at, handle_silence
+from controller.dose.memory import MEMORY, Monitor
 from controller.dose.path import MonitorPath
 from controller.dose.sender import make_datagram
-from controller.dose.tape import Tape, note_control, note_frame, note_silence, turns_done
+from controller.dose.tape import TAPE, Tape, note_control, note_frame, note_silence, turns_done
 from controller.machine.program import LayerProgram
 from controller.record.truth import truth_figures
-from drivers.compiled import compiled
+from drivers.compiled import array_at, compiled
 from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL, FLAG_TRIPPED
-from drivers.wires.frames import seal
+from drivers.wires.frames import frame_at, seal
 from drivers.wires.latency import WireLatency
 from simulators.broker import broker_process as broker_process
 from simulators.faults import Fault
@@ -34,6 +34,7 @@ from simulators.faults import load_faults as load_scenario
 from simulators.plant.build import permit_key
 from simulators.plant.chain import receive_permit
 from simulators.plant.state import FRAME_NS, ION_UNIT
+from simulators.plant.state import MEMORY as PLANT_MEMORY
 from simulators.plant.step import advance_frame
 from simulators.room import Room
 from simulators.serve import serve_room as serve_room
@@ -62,15 +63,20 @@ RECORDED_NS = 200_000_000
 
 @compiled
 def advance_world(  # type: ignore[no-untyped-def]  # numba types it
-    plants, monitors, frame_1, frame_2, frame_3, permit, streaming, latency_ns, until_ns, tapes, ring
+    plant_at, monitor_at, frame_1_at, frame_2_at, frame_3_at, permit_at, streaming, latency_ns, until_ns, tape_at, ring
 ):
     """Run whole frames until `until_ns`, or until the flags that asyncio watches change or a trip latches.
 
-    Returns the time reached: the end of the last whole frame.
+    Memories and buffers come by address: to hand over records from Python takes 20 us a call, and passing buffers on
+    as arrays counts references at each call. Returns the time reached: the end of the last whole frame.
     """
-    plant = plants[0]
-    m = monitors[0]
-    tape = tapes[0]
+    plant = array_at(plant_at, 1, PLANT_MEMORY)[0]
+    m = array_at(monitor_at, 1, MEMORY)[0]
+    tape = array_at(tape_at, 1, TAPE)[0]
+    frame_1 = frame_at(frame_1_at)
+    frame_2 = frame_at(frame_2_at)
+    frame_3 = frame_at(frame_3_at)
+    permit = frame_at(permit_at)
     recording = tape.on == 1
     s = plant.state
     flags = m.state.flags_3 & NEWS_FLAGS
@@ -84,15 +90,15 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
                 note_control(tape, ring, m, now_ns)
             if streams >> k & 1 == 1 and streaming[k] == 1:
                 if k == 0:
-                    action = handle_frame(m, frame_1, 0, now_ns, True)
+                    action = handle_frame_at(m, frame_1_at, 0, now_ns, True)
                     if recording:
                         note_frame(tape, ring, frame_1, seal(frame_1, 1), now_ns, True)
                 elif k == 1:
-                    action = handle_frame(m, frame_2, 0, now_ns, True)
+                    action = handle_frame_at(m, frame_2_at, 0, now_ns, True)
                     if recording:
                         note_frame(tape, ring, frame_2, seal(frame_2, 2), now_ns, True)
                 else:
-                    action = handle_frame(m, frame_3, 0, now_ns, True)
+                    action = handle_frame_at(m, frame_3_at, 0, now_ns, True)
                     if recording:
                         note_frame(tape, ring, frame_3, seal(frame_3, 3), now_ns, True)
             elif k == 0:
@@ -117,9 +123,14 @@ class VirtualWorld:
         self.monitor = Monitor()
         self.path: MonitorPath | None = None
         self._tape = Tape()
+        self._tape_address = self._tape.memory.ctypes.data
         self._recorded: Callable[[], None] = lambda: None
         self._streaming = np.zeros(3, np.int64)
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
+        plant = self.room.plant
+        memories = (plant.memory, self.monitor.memory)
+        buffers = (plant.frame_1, plant.frame_2, plant.frame_3, self.monitor.permit)
+        self._addresses = [*(a.ctypes.data for a in memories), *(b.u8.ctypes.data for b in buffers)]
 
     def _streams_changed(self, number: int, slot: int, destination: tuple[int, int, bool]) -> None:
         if slot == 0:
@@ -128,26 +139,21 @@ class VirtualWorld:
     def record(self, tape: Tape, recorded: Callable[[], None]) -> None:
         """Before the run: keep a tape of all frames; `recorded` is called whenever the room has advanced."""
         self._tape = tape
+        self._tape_address = tape.memory.ctypes.data
         self._recorded = recorded
 
     def run_to(self, t_ns: int) -> int:
         """Advance the room; tell the path if something happened."""
         if self._tape.on:
             t_ns = min(t_ns, int(self.room.plant.state["t_ns"]) + RECORDED_NS)
-        plant = self.room.plant
         state = self.monitor.state
         before = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
         reached = advance_world(
-            plant.memory,
-            self.monitor.memory,
-            plant.frame_1,
-            plant.frame_2,
-            plant.frame_3,
-            self.monitor.permit,
+            *self._addresses,
             self._streaming,
             self._latency_ns,
             t_ns,
-            self._tape.memory,
+            self._tape_address,
             self._tape.ring,
         )
         self._recorded()

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 MetersetUnit = Literal["MU", "NP"]
 
@@ -120,10 +120,15 @@ class Plan:
 
     def content_sha256(self) -> str:
         """Hash of the meaning: equal for equal plans, whatever file they came from."""
-        content = dataclasses.asdict(self)
+        content = _fields(self)
         del content["file_sha256"]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_fields)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """One level of `dataclasses.asdict`: that one copies every number of a plan, which takes ten times longer."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 @dataclass(frozen=True, slots=True)
