@@ -85,7 +85,7 @@ def test_a_gated_plan_with_paintings_holds_and_goes_on(tmp_path: Path) -> None:
     completed(delivery)
     holds = delivery.named("hold", phase="begin")
     assert holds
-    assert {hold["cause"] for hold in holds} == {"gate"}
+    assert "gate" in {hold["cause"] for hold in holds} <= {"gate", "spill not yet verified"}
     assert len(delivery.named("hold", phase="end")) >= len(holds) - 1
     assert set(delivery.visits["painting"]) == {0, 1, 2, 3}
     assert not delivery.visits["beam_on_ns"].max() > 5_000_000_000

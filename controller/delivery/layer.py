@@ -100,15 +100,15 @@ async def request(run: Run, program: LayerProgram) -> int:
     return request_id
 
 
-async def beam_ready(run: Run, program: LayerProgram, request_id: int) -> None:
+async def beam_ready(run: Run, program: LayerProgram, request_id: int, *, in_layer: bool = False) -> None:
     """Wait for the requested beam, and verify energy, ion and port of this spill: read-back and independent sensor."""
     a = run.site.accelerator
     limit_s = 10.0 + 3 * (a.gap_s + a.energy_step_up_s + a.energy_step_s + a.flat_top_s)
     deadline = Deadline.after(limit_s, f"beam for layer {program.layer_index + 1}")
     while True:
-        status = await run.devices.accelerator.status(deadline.sooner(COMMAND_S))
+        status = await run.devices.accelerator.status(Deadline.after(COMMAND_S, deadline.purpose))
         if status.state == READY and status.request_id == request_id:
-            sensors = await run.devices.safety_chain.status(deadline.sooner(COMMAND_S))
+            sensors = await run.devices.safety_chain.status(Deadline.after(COMMAND_S, deadline.purpose))
             if sensors.energy_sensor_mev_u > 0:
                 break
         if deadline.remaining_s() <= 0:
@@ -133,18 +133,18 @@ async def beam_ready(run: Run, program: LayerProgram, request_id: int) -> None:
     )
     _verify(run, program, status)
     run.tally.energy_mev_u = status.energy_mev_u
-    layer_event(
-        run,
-        program,
-        "ready",
-        energy_set_mev_u=program.energy_mev_u,
-        energy_readback_mev_u=status.energy_mev_u,
-        energy_sensor_mev_u=sensors.energy_sensor_mev_u,
-        intensity_level=status.intensity_level,
-        port_deg=sensors.port_sensor_deg,
-        spill=status.spill,
-        beam_since_ns=run.spill_since_ns,
-    )
+    shown: dict[str, float | int] = {
+        "energy_set_mev_u": program.energy_mev_u,
+        "energy_readback_mev_u": status.energy_mev_u,
+        "energy_sensor_mev_u": sensors.energy_sensor_mev_u,
+        "intensity_level": status.intensity_level,
+        "port_deg": sensors.port_sensor_deg,
+        "spill": status.spill,
+    }
+    if in_layer:
+        run.event("spill", phase="verified", field=program.field_index, layer=program.layer_index, **shown)
+    else:
+        layer_event(run, program, "ready", beam_since_ns=run.spill_since_ns, **shown)
 
 
 def _verify(run: Run, program: LayerProgram, status: AcceleratorStatus) -> None:
@@ -184,7 +184,7 @@ async def start(run: Run, program: LayerProgram, request_id: int) -> None:
     while True:
         if not run.resumed.is_set():
             await run.resumed.wait()
-            await beam_ready(run, program, request_id)
+            await beam_ready(run, program, request_id, in_layer=True)
         async with run.engine:
             if run.resumed.is_set():
                 deadline = Deadline.after(COMMAND_S, f"start of layer {program.layer_index + 1}")
@@ -201,7 +201,7 @@ async def next_spill(run: Run, program: LayerProgram, request_id: int) -> None:
     if run.path.flags & FLAG_LAYER_DONE:
         run.spill_verified.set()
         return
-    await beam_ready(run, program, request_id)
+    await beam_ready(run, program, request_id, in_layer=True)
     async with run.engine:
         run.spill_verified.set()
         if run.resumed.is_set():

@@ -118,7 +118,7 @@ EVENTS = {
     "what was read back: energy_set_mev_u, energy_readback_mev_u, energy_sensor_mev_u, intensity_level, port_deg, "
     "beam_since_ns (ready: when its spill began)",
     "corrections": "frozen for the part: ktp, temperature_c, pressure_hpa",
-    "spill": "spill began or ended: phase",
+    "spill": "a spill began, ended, or (in mid-layer) was verified: phase (begin | end | verified), what was read back",
     "hold": "hold began or ended: phase, cause",
     "trip": "an interlock condition latched: id, value, limit, unit, t_cause_ns, first_out, hint",
     "reset": "latched trips were reset: operator, reason, ids",
