@@ -132,7 +132,7 @@ class Judge:
 
     def _dose(self, frame: Frame, start: int, start_ns: int) -> float:
         """Counts since a start, less the pedestal."""
-        bound = self._limit("pedestal_per_s") * 1e-9
+        bound = float(self._limit("pedestal_per_s")) * 1e-9
         pedestal = min(max(self.integrator.channels[frame.stream].pedestal(), -bound), bound)
         return float(frame.counts - start) - pedestal * float(frame.t_ns - start_ns)
 
