@@ -25,6 +25,7 @@ from drivers.errors import BadInput, Refused, SpotwiseError, Stopped
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
+BENCHES = ("integrator", "reaction", "download", "layers", "simulation")
 DEFECT = 5
 MOST_GIB = 1 << 20
 OUTCOMES = {2: "unreadable", 3: "refused", 4: "interrupted"}
@@ -49,8 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             _print_json({"outcome": "interrupted", "message": "interrupted before anything was delivered"})
         return 4
-    except BrokenPipeError:
-        return 0
     except Exception:
         # the boundary: whatever gets here is a defect of Spotwise, and says so
         traceback.print_exc()
@@ -109,6 +108,11 @@ def parser() -> argparse.ArgumentParser:
 
     registers = _command(commands, "registers", _registers, "every device's address, registers, units and limits")
     registers.add_argument("--site", required=True, metavar="NAME|FILE")
+
+    bench = _command(commands, "bench", _bench, "measure Spotwise on this PC against yardsticks")
+    bench.add_argument("name", choices=BENCHES, metavar="NAME", help=", ".join(BENCHES))
+    bench.add_argument("--quick", action="store_true", help="a small run that shows that the bench works; no figures")
+    bench.add_argument("--seconds", type=float, metavar="S", help="reaction: how long (default 20; 60 for a full one)")
 
     interlocks = _command(commands, "interlocks", _interlocks, "every interlock condition: cause, place, budget, hint")
     del interlocks
@@ -175,8 +179,17 @@ def _checked(options: argparse.Namespace, site: Site) -> CheckReport:
     )
 
 
+def _say(text: str) -> None:
+    """Print a result; a reader that has gone (`| head`) changes nothing about the exit status."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # what the interpreter flushes at exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, allow_nan=False))
+    _say(json.dumps(value, allow_nan=False))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -184,7 +197,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(report.to_json())
     else:
-        print(format_report(report))
+        _say(format_report(report))
     return report.exit_status
 
 
@@ -230,7 +243,7 @@ def _deliver(options: argparse.Namespace) -> int:
     elif outcome.status == "refused":
         print(f"spotwise: {outcome.message}", file=sys.stderr)
     else:
-        print(_summary_text(summary, out, outcome.message))
+        _say(_summary_text(summary, out, outcome.message))
     return outcome.exit_status
 
 
@@ -317,7 +330,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(summary)
     else:
-        print(_summary_text(summary, options.directory, ""))
+        _say(_summary_text(summary, options.directory, ""))
     return 0
 
 
@@ -330,7 +343,10 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"whole": not problems, "problems": problems})
     else:
-        print("\n".join(problems) if problems else f"{options.directory}: whole and untouched")
+        whole = (
+            f"{options.directory}: journal, log, record and report are whole and untouched (run.json is not covered)"
+        )
+        _say("\n".join(problems) if problems else whole)
     return 3 if problems else 0
 
 
@@ -341,7 +357,7 @@ def _replay(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(result)
     else:
-        print(format_replay(result))
+        _say(format_replay(result))
     return 0 if result["agrees"] else 3
 
 
@@ -352,7 +368,18 @@ def _registers(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(registers(site))
     else:
-        print(format_registers(site))
+        _say(format_registers(site))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from controller.bench.command import run  # noqa: PLC0415
+
+    result = run(options.name, quick=options.quick, seconds=options.seconds)
+    if options.json:
+        _print_json(result.to_json())
+    else:
+        print(result.to_text())
     return 0
 
 
@@ -365,7 +392,7 @@ def _interlocks(options: argparse.Namespace) -> int:
         _print_json({"conditions": [asdict(c) for c in matrix().values()]})
     else:
         for c in matrix().values():
-            print(f"{c.id:<22} {c.where:<14} {c.budget_ms:>7g} ms  {c.cause}\n{'':<22} {c.hint}")
+            _say(f"{c.id:<22} {c.where:<14} {c.budget_ms:>7g} ms  {c.cause}\n{'':<22} {c.hint}")
     return 0
 
 

@@ -5,7 +5,7 @@ One TOML file, one table a fault::
 [[fault]]
 target = "plant.silent_1"     # a parameter or a state of the plant (simulators/plant/state.py says which)
 value = 1                     # or `scale = 3.0`, or `add = 2.0`
-at_s = 12.5                   # from the first visit of the treatment; or `after_visits = 300`: completed visits
+at_s = 12.5                   # from the arming of the first layer; or `after_visits = 300`: completed visits
 for_s = 0.2                   # optional: then the old value comes back
 
 [[fault]]

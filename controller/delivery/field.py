@@ -48,6 +48,7 @@ async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgr
         for index, program in enumerate(programs):
             following = programs[index + 1] if index + 1 < len(programs) else None
             run.tally.layer_index = program.layer_index
+            run.tally.energy_mev_u = float("nan")  # not read back yet
             await layer.beam_ready(run, program, request_id)
             run.path.log(True)
             await layer.start(run, program, request_id)

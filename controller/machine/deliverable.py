@@ -43,7 +43,7 @@ def find_problems(site: Site, plan: Plan, *, allow_unapproved: bool) -> tuple[li
         if programs is None:
             complete = False
         else:
-            times.append(estimate_field(site, field, programs))
+            times.append(estimate_field(site, field, programs, plan.fields[index - 1] if index else None))
     return findings, times if complete else []
 
 

@@ -42,7 +42,9 @@ class _Filling:
     particles: float = 0.0
 
 
-def estimate_field(site: Site, field: PlanField, programs: Sequence[LayerProgram]) -> FieldTime:
+def estimate_field(
+    site: Site, field: PlanField, programs: Sequence[LayerProgram], before: PlanField | None = None
+) -> FieldTime:
     """Estimate the time of one field; `programs` are those of `build_field`.
 
     The first energy costs as much as a change to a higher one: the machine's state before is not known.
@@ -66,7 +68,7 @@ def estimate_field(site: Site, field: PlanField, programs: Sequence[LayerProgram
         moves += float(before_s.sum())
         if accelerator.kind == "synchrotron":
             spill_gaps += accelerator.gap_s * _refills(accelerator, filling, visit_s, before_s, program.rate_per_s)
-    setup = _setup_s(site, field)
+    setup = _setup_s(site, field, before)
     total = beam_on + layer_changes + spill_gaps + moves + setup
     return FieldTime(beam_on, layer_changes, spill_gaps, moves, setup, total)
 
@@ -130,10 +132,12 @@ def _refills(
     return refills
 
 
-def _setup_s(site: Site, field: PlanField) -> float:
-    """Gantry, couch rotation and inserts move together; the slowest counts."""
-    turn = abs(field.gantry_deg - site.gantry.default_deg) % 360.0
-    couch = abs(field.couch.rotation_deg) % 360.0
+def _setup_s(site: Site, field: PlanField, before: PlanField | None) -> float:
+    """Gantry, couch rotation and inserts move together; the slowest counts. Both start where the field before was."""
+    gantry_deg = site.gantry.default_deg if before is None else before.gantry_deg
+    couch_deg = 0.0 if before is None else before.couch.rotation_deg
+    turn = abs(field.gantry_deg - gantry_deg) % 360.0
+    couch = abs(field.couch.rotation_deg - couch_deg) % 360.0
     return max(
         min(turn, 360.0 - turn) / site.gantry.speed_deg_per_s,
         min(couch, 360.0 - couch) / site.couch.speed_deg_per_s,
