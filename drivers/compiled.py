@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
     "drivers",
     "interlocks",
-    "controller/bench/loops.py",
+    "controller/bench/feed_loop.py",
+    "controller/bench/reaction_loop.py",
     "controller/dose",
     "controller/compose.py",
     "controller/record/schema.py",

@@ -10,14 +10,14 @@ has none, and on the wire it is the same function whoever receives.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.bench.feed_loop import judge
 from controller.bench.figures import BenchResult, Surroundings, percentiles, ratio, rounded
-from controller.bench.loops import judge
 from controller.bench.recorded import Recording, record_layer
 from controller.bench.yardstick_c import OPTIONS, CIntegrator, NoCompilerError, build
 from controller.bench.yardstick_numpy import NumpyIntegrator
@@ -62,7 +62,7 @@ def c_job(c: CIntegrator, memory: NDArray[Any]) -> Job:
     return run
 
 
-def _race(recording: Recording, jobs: dict[str, tuple[Job, int]]) -> dict[str, NDArray[np.float64]]:
+def _race(recording: Recording, jobs: Mapping[str, tuple[Job, int]]) -> dict[str, NDArray[np.float64]]:
     """Let all jobs judge the stream chunk by chunk in turn; ns per frame period of each chunk."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     pieces = chunks(recording)

@@ -1,9 +1,9 @@
 """`bench layers`: what share of a treatment the machine spends waiting for the controller.
 
 The plan of 17 layers is delivered in virtual time, with the site's latencies on every wire. The share is the one of
-summary.json: all time in which the machine neither works on a request nor delivers, over what the same machine needs with an
-instantaneous controller. What that accounting cannot see, a layer change found late by a poll, shows beside it: the
-pause from a layer's last ion to the next one's first, less the machine's own gap and ramp.
+summary.json: all time in which the machine neither works on a request nor delivers, over what the same machine needs
+with an instantaneous controller. What that accounting cannot see, a layer change found late by a poll, shows beside
+it: the pause from a layer's last ion to the next one's first, less the machine's own gap and ramp.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.bench.loops import judge
+from controller.bench.feed_loop import judge
 from controller.bench.plan import SPOTS_PER_LAYER, write_plan
 from controller.compose import VirtualWorld, site_key, wire_latencies
 from controller.dose.memory import Monitor

@@ -1,8 +1,9 @@
 """`bench simulation`: how much faster than life a whole virtual treatment is, start-up apart.
 
-Everything that a treatment does is in it: plant, frames, integrator, judge, permits, chain, device polls, downloads with
-their read-back, interlock tasks, journal and accounting. Not in it: imports and compilation, reading and checking the plan, and
-the record's files, which are made from the journal afterwards; their times are reported beside it.
+Everything that a treatment does is in it: plant, frames, integrator, judge, permits, chain, device polls, downloads
+with their read-back, interlock tasks, journal and accounting. Not in it: imports and compilation, reading and
+checking the plan, and the record's files, which are made from the journal afterwards; the times of the latter two are
+reported beside it.
 """
 
 from __future__ import annotations

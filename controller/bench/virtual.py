@@ -1,4 +1,4 @@
-"""A whole treatment in virtual time for a bench, by the path that `deliver --clock virtual` takes, without a display."""
+"""A whole treatment in virtual time for a bench, by the path of `deliver --clock virtual`, without a display."""
 
 from __future__ import annotations
 

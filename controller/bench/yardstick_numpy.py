@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.dose import integrator
-from drivers.wires.frames import FrameBuffer
+from drivers.wires.frames import STRIPS, FrameBuffer
 from interlocks import realtime
 
-_CENTRED = np.arange(integrator.STRIPS, dtype=np.int64) - integrator.STRIPS // 2
+_CENTRED = np.arange(STRIPS, dtype=np.int64) - STRIPS // 2
 _WEIGHTS = np.stack([np.ones_like(_CENTRED), _CENTRED, _CENTRED * _CENTRED], axis=1)
 
 
@@ -64,10 +64,10 @@ def _tuple(row: SimpleNamespace, layout: np.dtype[Any]) -> tuple[Any, ...]:
 
 def _plane_sums(strips: Any, pedestals: Any, first: int, expected: float, sigma: float, pitch: float) -> list[int]:
     """As `integrator.plane_sums`."""
-    centre = expected / pitch + integrator.STRIPS // 2
+    centre = expected / pitch + STRIPS // 2
     half = max(4.0, integrator.WINDOW_SIGMA * sigma / pitch)
-    low = min(max(int(centre - half), 0), integrator.STRIPS - 1)
-    high = min(max(int(centre + half), 0), integrator.STRIPS - 1) + 1
+    low = min(max(int(centre - half), 0), STRIPS - 1)
+    high = min(max(int(centre + half), 0), STRIPS - 1) + 1
     words = np.frombuffer(strips, np.int32)[integrator.PAYLOAD + first + low : integrator.PAYLOAD + first + high]
     charge = words - ((pedestals[first + low : first + high] + 128) >> 8)
     sums: list[int] = (charge @ _WEIGHTS[low:high]).tolist()
@@ -76,7 +76,7 @@ def _plane_sums(strips: Any, pedestals: Any, first: int, expected: float, sigma:
 
 def _learn_pedestals(m: Any, words: Any) -> None:
     """As `integrator.learn_pedestals`."""
-    payload = np.frombuffer(words, np.int32)[integrator.PAYLOAD : integrator.PAYLOAD + 2 * integrator.STRIPS]
+    payload = np.frombuffer(words, np.int32)[integrator.PAYLOAD : integrator.PAYLOAD + 2 * STRIPS]
     m.pedestals += ((payload.astype(np.int64) << 8) - m.pedestals) >> 6
 
 
@@ -116,7 +116,7 @@ class NumpyIntegrator:
     @staticmethod
     def _frame(data: Any) -> FrameBuffer:
         view = memoryview(data)
-        return FrameBuffer(*(view if kind == "B" else view.cast(kind) for kind in "BHIiQq"))
+        return FrameBuffer(view, view.cast("H"), view.cast("I"), view.cast("i"), view.cast("Q"), view.cast("q"))
 
     def __call__(self, data: NDArray[np.uint8], times_ns: NDArray[np.int64]) -> int:
         """Judge all datagrams (one a row); returns the sum of the actions decided."""

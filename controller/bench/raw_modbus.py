@@ -1,0 +1,43 @@
+"""The yardstick of `bench download`: the same requests on a plain socket, one after the other, nothing else.
+
+It does what the wire asks for and no more: sends each request's bytes, reads the answer's length and body. No asyncio,
+no library, no deadline, no checks of what came back, no CRC.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+HEADER_BYTES = 6
+"""Modbus TCP: transaction, protocol, length of what follows (each 16 bits, big endian)."""
+
+
+class RawModbus:
+    """One connection."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._socket = socket.create_connection((host, port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def ask(self, request: bytes) -> bytes:
+        """One request, one answer."""
+        self._socket.sendall(request)
+        answer = self._receive(HEADER_BYTES)
+        return answer + self._receive(int.from_bytes(answer[4:6], "big"))
+
+    def ask_all(self, requests: Sequence[bytes]) -> list[bytes]:
+        """Each request after the answer to the one before, as Modbus wants it."""
+        return [self.ask(request) for request in requests]
+
+    def _receive(self, count: int) -> bytes:
+        parts = b""
+        while len(parts) < count:
+            part = self._socket.recv(count - len(parts))
+            if not part:
+                raise ConnectionError("the Modbus server closed the connection")
+            parts += part
+        return parts
