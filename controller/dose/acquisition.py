@@ -13,7 +13,10 @@ import struct
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from controller.dose.memory import Monitor
 from controller.dose.reactor import reactor
@@ -23,6 +26,7 @@ from drivers.wires.addresses import same_host
 from drivers.wires.realtime import RealtimeWishes, ask_realtime, ask_receive_buffer, kernel_drops
 from sites.schema import Site
 
+PAGE_BYTES = 4096
 RECEIVE_TIMEOUT_US = 1000
 """Without frames the loop turns this often: it bounds how late a silence, a lost lease or a stop is seen."""
 
@@ -47,6 +51,15 @@ def _run_reactor(monitor: Monitor, tape: Tape, frames: int, permits: int, event:
         tape.memory[0],
         tape.ring,
     )
+
+
+def touch(memory: NDArray[Any]) -> None:
+    """Have every page of a memory there before it is needed.
+
+    Zeroed memory is only promised. The first write to a page of the rings took up to 5 ms on a virtual machine, with
+    the beam on, in the thread that may not wait.
+    """
+    memory.view(np.uint8).reshape(-1)[::PAGE_BYTES] |= 0
 
 
 class RealtimeThread:
@@ -83,6 +96,7 @@ class RealtimeThread:
         loop = asyncio.get_running_loop()
         try:
             warm_up()
+            touch(self._monitor.memory)
             self._open()
             loop.add_reader(self._event_fd, self._news)
             self._loop = loop

@@ -144,13 +144,13 @@ def frame_at(address):
 
 
 def _crc_tables() -> np.ndarray[Any, Any]:
-    tables = np.zeros((8, 256), np.uint32)
+    tables = np.zeros((16, 256), np.uint32)
     for byte in range(256):
         crc = byte
         for _ in range(8):
             crc = (crc >> 1) ^ (0xEDB88320 if crc & 1 else 0)
         tables[0, byte] = crc
-    for row in range(1, 8):
+    for row in range(1, 16):
         for byte in range(256):
             previous = int(tables[row - 1, byte])
             tables[row, byte] = (previous >> 8) ^ int(tables[0, previous & 0xFF])
@@ -160,22 +160,28 @@ def _crc_tables() -> np.ndarray[Any, Any]:
 CRC_TABLES = _crc_tables()
 
 
+@compiled_inline
+def _crc_of(word, row):
+    """Share of a 32-bit word in the CRC, `row` + 1 bytes before the end of its step."""
+    return (
+        CRC_TABLES[row + 3, word & np.uint32(0xFF)]
+        ^ CRC_TABLES[row + 2, (word >> np.uint32(8)) & np.uint32(0xFF)]
+        ^ CRC_TABLES[row + 1, (word >> np.uint32(16)) & np.uint32(0xFF)]
+        ^ CRC_TABLES[row, word >> np.uint32(24)]
+    )
+
+
 @compiled
 def crc32_words(words, count):
-    """CRC-32 of the first `count` (even) 32-bit little-endian words: eight bytes a step (Kounavis and Berry, 2005)."""
+    """CRC-32 of the first `count` (a multiple of 4) 32-bit little-endian words.
+
+    Sixteen bytes a step (after Kounavis and Berry, 2005, who take eight): all but the first word of a step can be
+    looked up before the step before is done.
+    """
     crc = np.uint32(0xFFFFFFFF)
-    for i in range(0, count, 2):
-        a = words[i] ^ crc
-        b = words[i + 1]
+    for i in range(0, count, 4):
         crc = (
-            CRC_TABLES[7, a & np.uint32(0xFF)]
-            ^ CRC_TABLES[6, (a >> np.uint32(8)) & np.uint32(0xFF)]
-            ^ CRC_TABLES[5, (a >> np.uint32(16)) & np.uint32(0xFF)]
-            ^ CRC_TABLES[4, a >> np.uint32(24)]
-            ^ CRC_TABLES[3, b & np.uint32(0xFF)]
-            ^ CRC_TABLES[2, (b >> np.uint32(8)) & np.uint32(0xFF)]
-            ^ CRC_TABLES[1, (b >> np.uint32(16)) & np.uint32(0xFF)]
-            ^ CRC_TABLES[0, b >> np.uint32(24)]
+            _crc_of(words[i + 1], 8) ^ _crc_of(words[i + 2], 4) ^ _crc_of(words[i + 3], 0) ^ _crc_of(words[i] ^ crc, 12)
         )
     return crc ^ np.uint32(0xFFFFFFFF)
 
