@@ -8,6 +8,8 @@ from typing import Literal, TextIO, cast
 from controller.delivery.run import Run
 from controller.progress import Progress, Snapshot
 
+REFRESH_S = 0.2
+
 
 class Display:
     """The progress view of one run."""
@@ -24,6 +26,12 @@ class Display:
         self._start_s = asyncio.get_running_loop().time()
         self._progress = Progress(stream, fields=len(run.plan.fields), layers=layers, spots=spots)
         run.on_change = self.update
+
+    async def refresh(self) -> None:
+        """Show the run as it is, again and again, until cancelled: spots and beam change without news for asyncio."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            self.update()
 
     def update(self) -> None:
         """Show the run as it is now."""

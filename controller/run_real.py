@@ -154,9 +154,11 @@ async def _deliver_until(
     path = MonitorPath(order.site, monitor)
     recorder: FrameRecorder | None = None
     displays: list[Display] = []
+    refreshing: list[asyncio.Task[None]] = []
 
     def watch(run: Run, commands: Commands) -> None:
         displays.append(Display(run, sys.stderr, report.time_s))
+        refreshing.append(asyncio.create_task(displays[-1].refresh(), name="display"))
         signals.call(lambda cause: commands.abort(order.operator, cause))
 
     # both compile, the first time on a PC: side by side
@@ -183,8 +185,9 @@ async def _deliver_until(
                 for display in displays:
                     display.close()
     finally:
-        warming.cancel()
-        await asyncio.wait((warming,))
+        for task in (warming, *refreshing):
+            task.cancel()
+        await asyncio.wait((warming, *refreshing))
     return outcome, run, room.truth_path
 
 

@@ -286,7 +286,7 @@ async def test_a_broker_that_dies_in_mid_run_is_no_business_of_the_beam(
 ) -> None:
     room = make_room(tmp_path, free_port, WITH_TELEMETRY)
     async with run(room, *delivery(room, room.folder / "out")) as controller:
-        await controller.said("beam on")
+        await controller.said("DELIVERING")
         for line in processes_of(room):
             if "simulators.broker" in line:
                 os.kill(int(line.split(":")[0]), signal.SIGKILL)
