@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from controller.dose.integrator import ACTION_NONE, handle_frame_at, handle_silence
 from controller.dose.memory import MEMORY, Monitor
 from controller.dose.path import MonitorPath
+from controller.dose.reactor import NEWS_FLAGS
 from controller.dose.sender import make_datagram
 from controller.dose.tape import TAPE, Tape, note_control, note_frame, note_silence, turns_done
 from controller.machine.program import LayerProgram
 from controller.record.truth import truth_figures
 from drivers.compiled import array_at, compiled
-from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL, FLAG_TRIPPED
 from drivers.wires.frames import frame_at, seal
 from drivers.wires.latency import WireLatency
 from simulators.broker import broker_process as broker_process
@@ -52,9 +52,6 @@ __all__ = [
 ]
 
 PERMIT_BYTES = 64
-
-NEWS_FLAGS = FLAG_SPILL | FLAG_HOLD | FLAG_ARMED | FLAG_CHAIN | FLAG_LAYER_DONE | FLAG_TRIPPED
-"""What asyncio is woken for; request and motion change with every spot."""
 
 
 RECORDED_NS = 200_000_000

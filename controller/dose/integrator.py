@@ -14,6 +14,7 @@ from math import sqrt
 
 import numpy as np
 
+from controller.record.schema import QUALITY_FRAMES_LOST, QUALITY_NO_POSITION, QUALITY_SATURATED
 from drivers.compiled import compiled, compiled_inline
 from drivers.wires.frames import (
     FLAG_BEAM,
@@ -46,9 +47,6 @@ PAYLOAD = 16
 FRAME_NS = 100_000
 ROW_NS = 200_000
 NO_VALUE = -2147483648
-QUALITY_NO_POSITION = 1
-QUALITY_SATURATED = 2
-QUALITY_FRAMES_LOST = 4
 OFFSET_CREEP_NS = 10
 """The clock offset may rise by this much a frame (100 ppm of a 100-us period): device clocks drift."""
 QUIET_NS = 10_000_000
