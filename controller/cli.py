@@ -392,7 +392,8 @@ def _interlocks(options: argparse.Namespace) -> int:
         _print_json({"conditions": [asdict(c) for c in matrix().values()]})
     else:
         for c in matrix().values():
-            _say(f"{c.id:<22} {c.where:<14} {c.budget_ms:>7g} ms  {c.cause}\n{'':<22} {c.hint}")
+            _say(f"{c.id:<22} {c.where:<14} {c.action:<7} {c.budget_ms:>7g} ms  {c.cause}")
+            _say(f"{'':<22} limit: {c.limit}; reset by {c.reset}; {c.hint}")
     return 0
 
 

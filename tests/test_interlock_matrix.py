@@ -38,11 +38,15 @@ def test_every_condition_says_where_how_fast_and_what_to_do() -> None:
         (('id = "B"', 'id = "A"'), "unique"),
         (("number = 2", "number = 1"), "unique"),
         (('hint = "Look."\n', ""), "no hint"),
+        (('action = "drop"', 'action = "hope"'), "action is 'hope'"),
+        (('reset = "operator"', 'reset = "anybody"'), "reset is 'anybody'"),
+        (('hazards = ["H1"]', "hazards = []"), "hazards is empty"),
         (("budget_ms = 1.0", "budget_ms = 0.0"), "budget_ms"),
     ],
 )
 def test_a_wrong_matrix_is_refused_by_name(change: tuple[str, str], message: str) -> None:
     row = '[[condition]]\nid = "{}"\nnumber = {}\nwhere = "task"\ncause = "x"\nunit = ""\n'
+    row += 'hazards = ["H1"]\nsignals = "x"\nlimit = "y"\naction = "drop"\nlatch = true\nreset = "operator"\n'
     row += 'budget_ms = 1.0\nhint = "Look."\n'
     text = row.format("A", 1) + row.format("B", 2)
     assert len(parse_matrix(text)) == 2
