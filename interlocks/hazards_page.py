@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from interlocks.conditions import matrix
 from interlocks.hazards import Analysis, Scenario, Unsafe, analysis
@@ -43,7 +44,7 @@ def page(what: Analysis) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
