@@ -1,8 +1,8 @@
 /* The integrator's whole job once more in C: what numba's code is held against.
  *
  * Frames in, charge, position and width per visit out, every frame judged, a row of the log each 200 us: the same
- * integers and the same float64 operations in the same order as controller/dose/integrator.py and
- * interlocks/realtime.py, on the same memory. memory.h is generated from the field tables of controller/dose/memory.py,
+ * integers and the same float64 operations in the same order as controller/dose/{integrator,frame_clock,strips,visits,
+ * log_row}.py and interlocks/realtime.py, on the same memory. memory.h is generated from the field tables of controller/dose/memory.py,
  * with all constants. Build without fused multiply-add, which would round once where the original rounds twice.
  */
 #include <math.h>
@@ -193,7 +193,7 @@ static void judge_sequence(memory_t *m, int64_t visit, int64_t t_ns, int64_t now
     int64_t before = m->running.visit;
     if (visit == 0)
         return;
-    int skipped = before > 0 && visit > before + 1 + m->running.lost;
+    int skipped = visit > (before > 0 ? before + 1 : c->first_visit) + m->running.lost;
     if (visit < c->first_visit || visit > c->last_visit || visit < before || skipped)
         latch(m, VISIT_SEQUENCE, (double)visit, (double)c->last_visit, t_ns, now_ns);
 }

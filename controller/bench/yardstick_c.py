@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.dose import integrator, memory
+from controller.dose import frame_clock, integrator, log_row, memory, strips, visits
 from drivers import flags
 from drivers.errors import SpotwiseError
 from interlocks import numbers, realtime
@@ -35,10 +35,11 @@ C_TYPES = {
 }
 TYPE_NAMES = {"running": "visit", "streams": "stream"}
 OTHER_CONSTANTS = (
-    (integrator, ("PAYLOAD", "STRIPS", "FRAME_NS", "ROW_NS", "NO_VALUE", "QUIET_NS", "QUIET_KEPT_NS")),
-    (integrator, ("WINDOW_SIGMA", "OFFSET_CREEP_NS")),
-    (integrator, ("QUALITY_NO_POSITION", "QUALITY_SATURATED", "QUALITY_FRAMES_LOST")),
-    (integrator, ("ACTION_NONE", "ACTION_PERMIT", "ACTION_DROP")),
+    (strips, ("PAYLOAD", "STRIPS", "WINDOW_SIGMA")),
+    (frame_clock, ("FRAME_NS", "ROW_NS", "OFFSET_CREEP_NS")),
+    (visits, ("QUALITY_NO_POSITION", "QUALITY_SATURATED", "QUALITY_FRAMES_LOST")),
+    (log_row, ("NO_VALUE",)),
+    (integrator, ("QUIET_NS", "QUIET_KEPT_NS", "ACTION_NONE", "ACTION_PERMIT", "ACTION_DROP")),
     (
         realtime,
         ("OFF_WINDOW_FRAMES", "MOVING_FRAMES", "VISIT_APART_FRAMES", "FRESH_NS", "SEEN_SHARE", "PEDESTAL_SPAN_NS"),

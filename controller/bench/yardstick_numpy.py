@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.dose import integrator
+from controller.dose import frame_clock, integrator, log_row, strips, visits
 from drivers.wires.frames import STRIPS, FrameBuffer
 from interlocks import realtime
 
@@ -62,27 +62,29 @@ def _tuple(row: SimpleNamespace, layout: np.dtype[Any]) -> tuple[Any, ...]:
     return tuple(getattr(row, name) for name in layout.names or ())
 
 
-def _plane_sums(strips: Any, pedestals: Any, first: int, expected: float, sigma: float, pitch: float) -> list[int]:
-    """As `integrator.plane_sums`."""
+def _plane_sums(frame: Any, pedestals: Any, first: int, expected: float, sigma: float, pitch: float) -> list[int]:
+    """As `strips.plane_sums`."""
     centre = expected / pitch + STRIPS // 2
-    half = max(4.0, integrator.WINDOW_SIGMA * sigma / pitch)
+    half = max(4.0, strips.WINDOW_SIGMA * sigma / pitch)
     low = min(max(int(centre - half), 0), STRIPS - 1)
     high = min(max(int(centre + half), 0), STRIPS - 1) + 1
-    words = np.frombuffer(strips, np.int32)[integrator.PAYLOAD + first + low : integrator.PAYLOAD + first + high]
+    words = np.frombuffer(frame, np.int32)[strips.PAYLOAD + first + low : strips.PAYLOAD + first + high]
     charge = words - ((pedestals[first + low : first + high] + 128) >> 8)
     sums: list[int] = (charge @ _WEIGHTS[low:high]).tolist()
     return sums
 
 
 def _learn_pedestals(m: Any, words: Any) -> None:
-    """As `integrator.learn_pedestals`."""
-    payload = np.frombuffer(words, np.int32)[integrator.PAYLOAD : integrator.PAYLOAD + 2 * STRIPS]
+    """As `strips.learn_pedestals`."""
+    payload = np.frombuffer(words, np.int32)[strips.PAYLOAD : strips.PAYLOAD + 2 * STRIPS]
     m.pedestals += ((payload.astype(np.int64) << 8) - m.pedestals) >> 6
 
 
 def _interpreted(frame_at: Callable[[Any], FrameBuffer]) -> Callable[..., int]:
     """`handle_frame_at` and all that it calls, for the interpreter."""
-    names: dict[str, Any] = {**vars(realtime), **vars(integrator)}
+    names: dict[str, Any] = {}
+    for module in (realtime, strips, frame_clock, visits, log_row, integrator):
+        names |= vars(module)
     names["np"] = SimpleNamespace(int64=int, int32=int, nan=math.nan)
     for name, value in list(names.items()):
         if hasattr(value, "py_func"):
