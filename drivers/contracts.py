@@ -115,6 +115,9 @@ class EngineStatus:
     acknowledged: int
     x_current_a: float
     y_current_a: float
+    x_offset_a: float
+    """Latched at the last arm; every set-point since has it in it."""
+    y_offset_a: float
 
 
 ENGINE_RESULT_DTYPE = np.dtype(
@@ -142,7 +145,12 @@ class ScanController(Connected, Protocol):
         """Write a layer into bank 0 or 1, read every register back, compare, and compare the engine's CRC."""
         ...
 
-    async def arm(self, bank: int, arm_token: int, deadline: Deadline) -> None: ...
+    async def arm(
+        self, bank: int, arm_token: int, deadline: Deadline, *, x_offset_a: float = 0.0, y_offset_a: float = 0.0
+    ) -> None:
+        """Arm a bank; the engine adds the offsets (A) to every set-point of it, latched now and read back."""
+        ...
+
     async def start(self, deadline: Deadline) -> None: ...
     async def hold(self, on: bool, deadline: Deadline) -> None: ...
     async def abort(self, deadline: Deadline) -> None: ...

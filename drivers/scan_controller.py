@@ -21,7 +21,8 @@ BANK_ROWS = 16384
 ARM, START, HOLD, RESUME, ABORT = 1, 2, 3, 4, 5
 IDLE, ARMED, RUNNING, HELD, LAYER_DONE, ABORTED, TRIPPED = range(7)
 
-STATUS = ("state", "trip", "bank", "visit", "results", "x_current_a", "y_current_a", "acknowledged")
+OFFSETS = ("x_offset_a", "y_offset_a")
+STATUS = ("state", "trip", "bank", "visit", "results", "x_current_a", "y_current_a", "acknowledged", *OFFSETS)
 
 
 class ScanController(RegisterDriver):
@@ -72,8 +73,10 @@ class ScanController(RegisterDriver):
                 )
             self._crc32[bank] = wanted
 
-    async def arm(self, bank: int, arm_token: int, deadline: Deadline) -> None:
-        """Arm a bank downloaded by this driver; the engine compares the CRC once more."""
+    async def arm(
+        self, bank: int, arm_token: int, deadline: Deadline, *, x_offset_a: float = 0.0, y_offset_a: float = 0.0
+    ) -> None:
+        """Arm a bank downloaded by this driver; the engine compares the CRC once more and latches the offsets (A)."""
         _check_bank(self.name, bank)
         if bank not in self._crc32:
             raise DeviceError(self.name, f"arm: bank {bank} holds no verified layer; download one first")
@@ -82,15 +85,18 @@ class ScanController(RegisterDriver):
             "command_bank": bank,
             "command_token": arm_token,
             "command_crc32": self._crc32[bank],
+            "command_x_offset_a": x_offset_a,
+            "command_y_offset_a": y_offset_a,
         }
         await self.link.request("command", values, deadline)
-        names = ("state", "bank", "armed_token")
+        names = ("state", "bank", "armed_token", *OFFSETS)
+        wanted = [ARMED, bank, arm_token, round(x_offset_a, 3), round(y_offset_a, 3)]
         await until(
             self.name,
-            Wanted("state, bank, token", f"armed, {bank}, {arm_token}"),
+            Wanted("state, bank, token, offsets", f"armed, {', '.join(map(str, wanted[1:]))}"),
             lambda: self.link.read(names, deadline),
-            lambda got: [got[n] for n in names] == [ARMED, bank, arm_token],
-            lambda got: f"{self._state(got['state'])}, {got['bank']}, {got['armed_token']}",
+            lambda got: [round(got[n], 3) for n in names] == wanted,
+            lambda got: f"{self._state(got['state'])}, {', '.join(str(got[n]) for n in names[1:])}",
             poll_s=self.poll_s,
             deadline=deadline,
         )
@@ -143,6 +149,8 @@ class ScanController(RegisterDriver):
             acknowledged=got["acknowledged"],
             x_current_a=got["x_current_a"],
             y_current_a=got["y_current_a"],
+            x_offset_a=got["x_offset_a"],
+            y_offset_a=got["y_offset_a"],
         )
 
     async def results(self, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:

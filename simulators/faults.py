@@ -7,6 +7,7 @@ target = "plant.silent_1"     # a parameter or a state of the plant (simulators/
 value = 1                     # or `scale = 3.0`, or `add = 2.0`
 at_s = 12.5                   # from the arming of the first layer; or `after_visits = 300`: completed visits
 for_s = 0.2                   # optional: then the old value comes back
+ramp_s = 30.0                 # optional, with `add`: a drift, which takes so long to reach its value
 
 [[fault]]
 target = "wire.gantry"        # a device of the site
@@ -54,7 +55,7 @@ SLOW_DEVICES = {
     "gating": ("fault", "source"),
 }
 """What can go wrong in the slow devices (simulators/devices): attributes of each."""
-_KEYS = {"target", "value", "scale", "add", "at_s", "after_visits", "for_s", "kind", "delay_s"}
+_KEYS = {"target", "value", "scale", "add", "at_s", "after_visits", "for_s", "ramp_s", "kind", "delay_s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class Fault:
     at_s: float | None
     after_visits: int | None
     for_s: float | None
+    ramp_s: float | None = None
+    """A drift of the plant: the time over which `add` grows to its amount."""
 
 
 def load_faults(path: Path) -> tuple[Fault, ...]:
@@ -126,7 +129,11 @@ def _fault(entry: Any, where: str) -> Fault:
             raise BadInput(
                 f"{where}: target {entry['target']!r} is none of plant.*, wire.*, {', '.join(SLOW_DEVICES)}.*"
             )
-    return Fault(kind, rest, how, amount, at_s, None if after is None else int(after), _number(entry, "for_s", where))
+    ramp_s = _number(entry, "ramp_s", where)
+    if ramp_s is not None and (kind != "plant" or how != "add" or not ramp_s > 0):
+        raise BadInput(f"{where}: ramp_s belongs to `add` on a quantity of the plant, and must be positive")
+    for_s = _number(entry, "for_s", where)
+    return Fault(kind, rest, how, amount, at_s, None if after is None else int(after), for_s, ramp_s)
 
 
 def changed(fault: Fault, old: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from simulators.plant.state import TRUTH, Plant
 from sites.schema import Device, Site
 
 FAULT_POLL_S = 0.005
+RAMP_STEP_S = 0.05
 StreamsChanged = Callable[[int, int, Destination], None]
 
 
@@ -174,10 +176,20 @@ class Room:
         if fault.kind == "wire":
             self._wire_fault(fault)
             return
-        restore = self._change(fault)
+        restore = self._change(fault) if fault.ramp_s is None else await self._drift(fault, fault.ramp_s)
         if fault.for_s is not None:
             await asyncio.sleep(fault.for_s)
             restore()
+
+    async def _drift(self, fault: Fault, ramp_s: float) -> Callable[[], None]:
+        """Let a quantity of the plant grow by the fault's amount, in equal small steps."""
+        steps = max(1, round(ramp_s / RAMP_STEP_S))
+        part = replace(fault, amount=fault.amount / steps)
+        restore = self._change(part)
+        for _ in range(steps - 1):
+            await asyncio.sleep(ramp_s / steps)
+            self._change(part)
+        return restore
 
     def _wire_fault(self, fault: Fault) -> None:
         device: Device = getattr(self.site.devices, fault.name)

@@ -19,6 +19,8 @@ class Simulation(Table):
     """Remanent share of the last current swing."""
     temperature_c: Finite = 22.0
     pressure_hpa: Positive = 1005.0
+    beam_off_delay_us: NotNegative | None = None
+    """The chopper's true delay; None: what the accelerator's table says."""
     ripple_rms: Fraction
     position_noise_mm: NotNegative = 0.05
     energy_offset_mev_u: Finite = 0.0

@@ -133,6 +133,7 @@ class EngineModel:
 
     def __init__(self, now_ns: Callable[[], int]) -> None:
         self.next_state = 4
+        self.takes_offsets = True
         self.busy_bank: int | None = None
         self.bank = RegisterDevice(
             load_map("scan_controller"),
@@ -171,6 +172,9 @@ class EngineModel:
                 self.bank.set("state", 1)
                 self.bank.set("bank", bank)
                 self.bank.set("armed_token", values["command_token"])
+                if self.takes_offsets:
+                    self.bank.set("x_offset_a", values["command_x_offset_a"])
+                    self.bank.set("y_offset_a", values["command_y_offset_a"])
             case 2:
                 if state != 1:
                     return 2

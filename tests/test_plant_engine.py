@@ -89,6 +89,24 @@ def test_a_visit_with_beam_off_after_it_ends_on_its_preset_once_the_tail_is_in()
         assert np.abs(over).max() < 10 * microsecond(program) + 0.02 * program.early_off_counts + 2
 
 
+def test_the_offset_latched_at_arm_is_in_every_set_point_of_the_layer_and_nowhere_else() -> None:
+    rig = rig_for(RASTER)
+    plain = run_layer(RASTER)
+    rig.engine(CMD_ABORT)
+    rig.run(10)
+    rig.state["eng_command_x_ma"], rig.state["eng_command_y_ma"] = 1500.0, -700.0
+    rig.engine(CMD_ARM)
+    rig.run(300)
+    rig.state["eng_command_x_ma"] = 9000.0  # a word in the mailbox is no arm
+    rig.start()
+    rig.run(60_000, stop=True)
+    assert rig.state["eng_state"] == ENG_DONE
+    done = rig.plant.results[int(rig.state["results"]) - len(RASTER.visits) : int(rig.state["results"])]
+    before = plain.plant.results[: len(RASTER.visits)]
+    np.testing.assert_allclose(done["x_current_ma"] - before["x_current_ma"], 1500, atol=2)
+    np.testing.assert_allclose(done["y_current_ma"] - before["y_current_ma"], -700, atol=2)
+
+
 def test_what_one_visit_gets_too_much_the_next_gets_less() -> None:
     """At 1.3 times the intensity every beam-off overshoots; nothing adds up over the layer."""
     rig = run_layer(DISCRETE, ripple=0.0, rate_scale=1.3)

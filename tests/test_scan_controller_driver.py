@@ -135,6 +135,30 @@ async def test_the_engine_is_armed_started_held_resumed_and_aborted() -> None:
 
 
 @virtual
+async def test_the_offset_of_a_layer_is_latched_at_arm_and_read_back() -> None:
+    driver, _, _ = engine()
+    await driver.download(0, layer(3), within(5))
+    await driver.arm(0, 1, within(1), x_offset_a=-1.2345, y_offset_a=0.5)
+    status = await driver.status(within(1))
+    assert (status.x_offset_a, status.y_offset_a) == (-1.234, 0.5)
+    await driver.abort(within(1))
+    await driver.arm(0, 2, within(1))
+    status = await driver.status(within(1))
+    assert (status.x_offset_a, status.y_offset_a) == (0.0, 0.0)
+
+
+@virtual
+async def test_an_engine_that_does_not_take_the_offset_is_not_armed() -> None:
+    driver, model, _ = engine()
+    model.takes_offsets = False
+    await driver.download(0, layer(3), within(5))
+    with pytest.raises(DeviceError, match=r"offsets.*wanted armed, 0, 1, -1.2, 0.5.*got armed, 0, 1, 0.0, 0.0"):
+        await driver.arm(0, 1, within(0.5), x_offset_a=-1.2, y_offset_a=0.5)
+    with pytest.raises(DeviceError, match="outside"):
+        await driver.arm(0, 1, within(0.5), x_offset_a=60.0)
+
+
+@virtual
 async def test_a_start_that_trips_names_the_trip() -> None:
     driver, model, _ = engine()
     model.next_state = 6

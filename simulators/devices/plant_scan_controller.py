@@ -114,6 +114,8 @@ class PlantScanController:
                 return NO_CHAIN
         state["eng_command_bank"] = bank
         state["eng_command_token"] = int(values["command_token"])
+        state["eng_command_x_ma"] = round(values["command_x_offset_a"] * 1000)
+        state["eng_command_y_ma"] = round(values["command_y_offset_a"] * 1000)
         state["eng_command"] = command
         state["eng_commands"] += 1
         return ACCEPTED
@@ -154,6 +156,8 @@ class PlantScanController:
                 "results": lambda: int(state["results"]),
                 "x_current_a": lambda: float(state["current_x_ma"]) * 1e-3,
                 "y_current_a": lambda: float(state["current_y_ma"]) * 1e-3,
+                "x_offset_a": lambda: float(state["eng_offset_x_ma"]) * 1e-3,
+                "y_offset_a": lambda: float(state["eng_offset_y_ma"]) * 1e-3,
                 "armed_token": lambda: int(state["eng_token"]) if state["eng_state"] in (ENG_ARMED, ENG_RUNNING) else 0,
                 "crc32_0": lambda: self.crc32(0),
                 "crc32_1": lambda: self.crc32(1),

@@ -87,7 +87,8 @@ def _accelerator(p: Any, site: Site) -> None:
     p["step_down_ns"] = _ns(a.energy_step_s * 1e6)
     p["step_up_ns"] = _ns(a.energy_step_up_s * 1e6)
     p["on_delay_ns"] = _ns(a.beam_on_delay_us)
-    p["off_delay_ns"] = _ns(a.beam_off_delay_us)
+    true_off_us = site.simulation.beam_off_delay_us
+    p["off_delay_ns"] = _ns(a.beam_off_delay_us if true_off_us is None else true_off_us)
     p["stopper_delay_ns"] = STOPPER_DELAY_NS
     p["rate_scale"] = 1.0
     p["ripple"] = site.simulation.ripple_rms

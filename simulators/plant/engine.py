@@ -48,8 +48,8 @@ def begin_visit(plant, row, t_ns):
     s.eng_visit_beam_ns = 0
     s.eng_visit_stretches = 1 if s.request == 1 else 0
     s.eng_visit_counted = s.eng_counted
-    s.set_x_ma = float(plant.x_set_ma[bank, row])
-    s.set_y_ma = float(plant.y_set_ma[bank, row])
+    s.set_x_ma = float(plant.x_set_ma[bank, row]) + s.eng_offset_x_ma
+    s.set_y_ma = float(plant.y_set_ma[bank, row]) + s.eng_offset_y_ma
     s.arrived_ns = -1
     s.eng_changed = 1
     s.backup_counts = s.change_counts_2
@@ -132,10 +132,12 @@ def obey_engine_command(plant, t_ns):
         s.eng_hold = 0
         s.eng_trip = TRIP_NONE
         s.backup_bank = s.eng_bank
+        s.eng_offset_x_ma = s.eng_command_x_ma
+        s.eng_offset_y_ma = s.eng_command_y_ma
         s.eng_state = ENG_ARMED
         # the magnets go to the first spot at once, so that they are there when beam may start
-        s.set_x_ma = float(plant.x_set_ma[s.eng_bank, 0])
-        s.set_y_ma = float(plant.y_set_ma[s.eng_bank, 0])
+        s.set_x_ma = float(plant.x_set_ma[s.eng_bank, 0]) + s.eng_offset_x_ma
+        s.set_y_ma = float(plant.y_set_ma[s.eng_bank, 0]) + s.eng_offset_y_ma
         s.arrived_ns = -1
     elif command == CMD_START and state == ENG_ARMED and s.eng_token == s.token and s.closed == 1:
         s.eng_state = ENG_RUNNING
