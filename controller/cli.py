@@ -220,7 +220,9 @@ def _deliver(options: argparse.Namespace) -> int:
     out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     make_directory(out)
     frames_bytes = round(options.frames_gib * 2**30) if options.record_frames else 0
-    order = Order(options.plan, site, out, options.seed, options.clock, operator, reason, frames_bytes)
+    order = Order(
+        options.plan, site, out, options.seed, options.clock, operator, reason, options.site, frames_bytes=frames_bytes
+    )
     write_run(order)
     if options.clock == "virtual":
         from controller.run_virtual import deliver_virtual as run  # noqa: PLC0415

@@ -21,6 +21,7 @@ from typing import Any
 from controller.clock import now_ns
 from controller.commands import Commands
 from controller.delivery.devices import open_devices
+from controller.delivery.integrity import Sources
 from controller.delivery.run import Run
 from controller.delivery.treatment import Treatment
 from controller.dose.path import MonitorPath
@@ -31,7 +32,7 @@ from controller.record.journal import JournalWriter
 from controller.telemetry_sinks import TelemetrySink
 from drivers.errors import BadInput, Refused, Stopped
 from sites.loader import effective_config, site_sha256
-from sites.schema import Site
+from sites.schema import DEVICE_NAMES, Site
 
 VIRTUAL_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 FORMAT = 1
@@ -48,6 +49,8 @@ class Order:
     clock: str = "virtual"
     operator: str = "simulated"
     reason: str = "simulated delivery"
+    site_name: str | None = None
+    """Name or path that the site was loaded by; None: it has no file."""
     frames_bytes: int = 0
     """Bound on the recording of raw frames; 0: they are not recorded."""
 
@@ -109,6 +112,12 @@ def write_run(order: Order) -> None:
     (order.out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
+def sources_of(order: Order, loaded: LoadedPlan, run: Run) -> Sources:
+    """What a delivery was made from, to be compared again at every arm."""
+    maps = tuple(getattr(run.devices, name).map for name in DEVICE_NAMES)
+    return Sources(order.plan, loaded.file_sha256, order.site, order.site_name, maps)
+
+
 @dataclass
 class Outcome:
     """How a delivery ended."""
@@ -142,6 +151,7 @@ async def deliver(
         write_identity(order.out / "identity.dcm", loaded.patient)
         journal.header(now_ns(), header(order, loaded))
         run = Run(order.site, loaded.plan, open_devices(order.site), path, journal, telemetry)
+        run.sources = sources_of(order, loaded, run)
         if nonce is not None:
             run.nonce = nonce
         async with Treatment(run, key) as treatment:

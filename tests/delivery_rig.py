@@ -25,7 +25,7 @@ from controller.record.journal import JournalWriter
 from controller.record.journal_reader import read_journal
 from controller.record.rebuild import rebuild, verify_directory
 from controller.record.schema import VISIT_DTYPE
-from controller.session import Order, Outcome, deliver, header
+from controller.session import Order, Outcome, deliver, header, sources_of
 from controller.telemetry_sinks import MemorySink
 from drivers.wires.virtual_loop import run_virtual
 from sites.loader import load_site
@@ -81,6 +81,7 @@ def run_delivery(
     faults: str | None = None,
     script: Script | None = None,
     alone: bool = False,
+    site_name: str | None = None,
 ) -> Delivery:
     """Deliver, rebuild the directory, and check what is true of every delivery.
 
@@ -103,13 +104,14 @@ def run_delivery(
     async def operated() -> Outcome:
         assert script is not None
         assert report.loaded is not None
-        order = Order(plan, room, directory, seed)
+        order = Order(plan, room, directory, seed, site_name=site_name)
         async with world.serve(scenario) as path:
             with JournalWriter(directory / "journal.bin") as journal:
                 write_identity(directory / "identity.dcm", report.loaded.patient)
                 journal.header(0, header(order, report.loaded))
                 run = Run(room, report.loaded.plan, open_devices(room), path, journal, sink)
                 run.nonce = lambda: numbers.getrandbits(63) | 1
+                run.sources = sources_of(order, report.loaded, run)
                 commands = Commands(room)
                 commands.report = report
                 async with Treatment(run, site_key(room)) as treatment:
@@ -130,7 +132,7 @@ def run_delivery(
 
         async with world.serve(scenario) as path:
             outcome, _ = await deliver(
-                Order(plan, room, directory, seed),
+                Order(plan, room, directory, seed, site_name=site_name),
                 report,
                 path,
                 site_key(room),

@@ -10,6 +10,7 @@ from typing import Any
 
 from controller.clock import now_ns
 from controller.delivery.devices import RoomDevices
+from controller.delivery.integrity import Sources
 from controller.delivery.states import TABLE, Event, State, follow
 from controller.dose.path import MonitorPath
 from controller.machine.dosimetry import Corrections
@@ -56,6 +57,8 @@ class Run:
     journal: JournalWriter
     telemetry: TelemetrySink
     part: int = 1
+    sources: Sources | None = None
+    """What plan, site and register maps were checked; None: nobody said, and nothing is armed."""
     state: State = State.CHECKED
     latch: Latch = field(default_factory=Latch)
     expected: Expected = field(default_factory=Expected)

@@ -14,6 +14,7 @@ from controller.clock import now_ns
 from controller.delivery.account import Ledger
 from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
+from controller.delivery.integrity import what_changed
 from controller.delivery.layer import AlreadyTripped
 from controller.delivery.run import Run
 from controller.delivery.setup import check_set_ups, set_up
@@ -161,11 +162,19 @@ class Treatment:
 
     async def _arm(self, index: int) -> None:
         run = self.run
+        self._verify_sources()
         await set_up(run, index)
         run.path.load_field(treatment_machine(run.site, run.plan.fields[index]), run.programs[index])
         await self.ledger.begin_field()
         self.watch.begin_field()
         await arm_chain(run)
+
+    def _verify_sources(self) -> None:
+        sources = self.run.sources
+        changed = ("not compared with what was checked",) if sources is None else what_changed(sources)
+        if changed:
+            self.run.trip("PLAN_CHANGED", detail="; ".join(changed))
+            raise AlreadyTripped("PLAN_CHANGED")
 
     async def beam_on(self, operator: str) -> None:
         """Deliver the armed field; returns when it is complete. Raises `Stopped`."""
