@@ -114,6 +114,15 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="a small run that shows that the bench works; no figures")
     bench.add_argument("--seconds", type=float, metavar="S", help="reaction: how long (default 20; 60 for a full one)")
 
+    doctor = _command(commands, "doctor", _doctor, "is this host, and are these links, fit to deliver today?")
+    doctor.add_argument("--site", required=True, metavar="NAME|FILE")
+    doctor.add_argument(
+        "--out", type=_path, metavar="FILE", help="keep the qualification here (default: where READY looks)"
+    )
+    doctor.add_argument(
+        "--directory", type=_path, default=Path(), metavar="DIR", help="where treatments go (default: .)"
+    )
+
     interlocks = _command(commands, "interlocks", _interlocks, "every interlock condition: cause, place, budget, hint")
     del interlocks
     return top
@@ -372,6 +381,17 @@ def _registers(options: argparse.Namespace) -> int:
     else:
         _say(format_registers(site))
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from controller.doctor.command import doctor, exit_status, format_doctor  # noqa: PLC0415
+
+    result = doctor(load_site(options.site), options.out, options.directory)
+    if options.json:
+        _print_json(result)
+    else:
+        _say(format_doctor(result))
+    return exit_status(result)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from controller.commands import Commands
 from controller.compose import broker_process, read_truths, site_key
 from controller.delivery.run import Run
 from controller.display import Display
+from controller.doctor.limits import realtime_wishes
 from controller.dose.acquisition import RealtimeThread, warm_up
 from controller.dose.memory import Monitor
 from controller.dose.path import MonitorPath
@@ -177,7 +178,9 @@ async def _deliver_until(
                         )
                         recorder.attach(path)
                     tape = None if recorder is None else recorder.tape
-                    stack.enter_context(RealtimeThread(order.site, monitor, path.notify, tape=tape))
+                    stack.enter_context(
+                        RealtimeThread(order.site, monitor, path.notify, realtime_wishes(order.site), tape)
+                    )
                     stack.enter_context(_no_collections())
                     outcome, run = await deliver(order, report, path, site_key(order.site), sink, watch=watch)
             finally:

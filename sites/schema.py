@@ -25,6 +25,7 @@ from sites.devices import (
     UdpEndpoint,
 )
 from sites.machines import MuCalibration, RangeShifter, RippleFilter, Snout, SpotSize, TreatmentMachine
+from sites.qualification import Qualification
 from sites.simulation import Simulation
 from sites.table import Finite, Fraction, IonName, NotNegative, Positive, Table
 
@@ -50,6 +51,7 @@ __all__ = [
     "Operators",
     "Permits",
     "Positive",
+    "Qualification",
     "RangeShifter",
     "RippleFilter",
     "RtuAddress",
@@ -353,6 +355,7 @@ class Site(Table):
     devices: Devices
     streams: Streams
     telemetry: Telemetry = Telemetry()
+    qualification: Qualification = Qualification()
     operators: Operators
     simulation: Simulation
 

@@ -72,10 +72,16 @@ def _strips(pitch_mm: float) -> list[int]:
     return [b - a for a, b in pairwise(below)]
 
 
-def ready_path(site: Site, monitor: Monitor) -> MonitorPath:
-    """A real-time memory that expects the sender's visits and may send permits."""
+def strip_words(site: Site) -> list[int]:
+    """Strips of a frame with a centred spot, first x, then y; they stand from PAYLOAD on in its buffer's i32."""
+    pitches_mm = (site.dosimetry.strips.pitch_x_mm, site.dosimetry.strips.pitch_y_mm)
+    return [word for pitch_mm in pitches_mm for word in _strips(pitch_mm)]
+
+
+def ready_path(site: Site, monitor: Monitor, key: bytes) -> MonitorPath:
+    """A real-time memory that expects the sender's visits and may send permits, signed with the key."""
     path = MonitorPath(site, monitor)
-    path.load_key(site_key(site), 1)
+    path.load_key(key, 1)
     counts = float(VISIT_FRAMES * COUNTS_PER_FRAME)
     plan = monitor.plan
     plan["preset"] = plan["expected_2"] = counts
@@ -142,9 +148,7 @@ class _Sender:
         self._frames.connect((site.streams.frames.host, site.streams.frames.port))
         self._permits = _listener((site.streams.permits.host, site.streams.permits.port))
         self._buffers = [new_buffer() for _ in range(4)]
-        pitches = (site.dosimetry.strips.pitch_x_mm, site.dosimetry.strips.pitch_y_mm)
-        strips = [word for pitch_mm in pitches for word in _strips(pitch_mm)]
-        self._buffers[0].i32[PAYLOAD : PAYLOAD + 2 * STRIPS] = strips
+        self._buffers[0].i32[PAYLOAD : PAYLOAD + 2 * STRIPS] = strip_words(site)
         self._drive(0, np.zeros((0, 2), np.int64), 0)  # compile
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
 
@@ -186,7 +190,7 @@ async def _load(path: MonitorPath, journal: JournalWriter, sender: _Sender) -> i
 async def _run(seconds: float, folder: Path) -> tuple[_Sender, dict[str, Any]]:
     site = own_site(bench_site(), folder)
     monitor = Monitor()
-    path = ready_path(site, monitor)
+    path = ready_path(site, monitor, site_key(site))
     cpu = max(os.sched_getaffinity(0))
     wishes = RealtimeWishes(fifo_priority=FIFO_PRIORITY, cpu=cpu)
     with ExitStack() as stack:

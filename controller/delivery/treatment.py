@@ -21,6 +21,7 @@ from controller.delivery.setup import check_set_ups, set_up
 from controller.delivery.states import TABLE, Event, State, follow
 from controller.delivery.stopping import beam_off, book_what_was_delivered
 from controller.delivery.watch import Watch
+from controller.doctor.qualification import demand_qualification
 from controller.dose.path import RingOverrun
 from controller.machine.dosimetry import measured_corrections
 from controller.machine.field_program import build_field, treatment_machine
@@ -93,6 +94,7 @@ class Treatment:
     async def _prepare(self) -> None:
         run = self.run
         site = run.site
+        demand_qualification(site)
         check_set_ups(run)
         deadline = Deadline.after(PREPARE_S, "preparation")
         self._connected = True
