@@ -112,6 +112,7 @@ def run_delivery(
                 run = Run(room, report.loaded.plan, open_devices(room), path, journal, sink)
                 run.nonce = lambda: numbers.getrandbits(63) | 1
                 run.sources = sources_of(order, report.loaded, run)
+                run.approved = report.outcome == "deliverable"
                 commands = Commands(room)
                 commands.report = report
                 async with Treatment(run, site_key(room)) as treatment:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from controller.clock import now_ns
 from controller.delivery.run import Run
 from controller.delivery.setup import port_deg
+from controller.delivery.standing import AlreadyTripped, require_beam, trip_on
 from controller.machine.program import LayerProgram
 from controller.record.journal import program_head
 from drivers.contracts import AcceleratorStatus, LayerTable
 from drivers.deadline import Deadline
-from drivers.errors import ReadbackMismatch, SpotwiseError
+from drivers.errors import ReadbackMismatch
 from drivers.flags import FLAG_ARMED, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL
 from interlocks.slow import angle_difference, judge
 
@@ -23,12 +24,6 @@ LOOK_S = 0.1
 PORT_TOLERANCE_DEG = 0.5
 SAID = ("energy_set_mev_u", "energy_readback_mev_u", "energy_sensor_mev_u", "intensity_level")
 """What telemetry repeats of a layer's phase."""
-
-
-class AlreadyTripped(SpotwiseError):
-    """An interlock latched in the middle of a step; its name is in the latch."""
-
-    exit_status = 4
 
 
 def layer_event(run: Run, program: LayerProgram, phase: str, **values: float | int | None) -> None:
@@ -160,8 +155,7 @@ def _verify(run: Run, program: LayerProgram, status: AcceleratorStatus) -> None:
     if status.ion != program.ion:
         raise ReadbackMismatch("accelerator", f"ion: wanted {program.ion}, got {status.ion}")
     found = judge(run.seen, run.expected, now_ns())
-    for violation in found:
-        run.trip(violation.id, value=violation.value, limit=violation.limit, detail=violation.detail)
+    trip_on(run, found)
     if found:
         raise AlreadyTripped(found[0].id)
 
@@ -187,6 +181,7 @@ async def start(run: Run, program: LayerProgram, request_id: int) -> None:
             await beam_ready(run, program, request_id, in_layer=True)
         async with run.engine:
             if run.resumed.is_set():
+                require_beam(run)
                 deadline = Deadline.after(COMMAND_S, f"start of layer {program.layer_index + 1}")
                 await run.devices.scan_controller.start(deadline)
                 layer_event(run, program, "start")
@@ -205,6 +200,7 @@ async def next_spill(run: Run, program: LayerProgram, request_id: int) -> None:
     async with run.engine:
         run.spill_verified.set()
         if run.resumed.is_set():
+            require_beam(run)
             await run.devices.scan_controller.hold(False, Deadline.after(COMMAND_S, "beam of the next spill"))
 
 

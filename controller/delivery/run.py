@@ -64,6 +64,15 @@ class Run:
     expected: Expected = field(default_factory=Expected)
     seen: dict[str, Seen] = field(default_factory=dict)
     identities: dict[str, Identity] = field(default_factory=dict)
+    """As read last: who restarts has another boot nonce."""
+    approved: bool = False
+    """The check let the plan pass: approved, or explicitly allowed on a research site."""
+    changed: tuple[str, ...] | None = None
+    """What the last comparison with the checked sources found; None: none since the field was taken up."""
+    field_set_up: int | None = None
+    """The field whose set-up was read back last."""
+    self_tests: dict[str, int] = field(default_factory=dict)
+    """Device: boot nonce in which its self-test passed."""
     corrections: Corrections | None = None
     programs: list[tuple[LayerProgram, ...]] = field(default_factory=list)
     arm_token: int = 0
@@ -149,7 +158,7 @@ class Run:
         if trip is None:
             return
         condition = matrix()[condition_id]
-        if condition.where == "task":
+        if self.path.trip() is None:  # the real-time path has not dropped by itself
             self.path.drop()
         self.journal.event(
             t_ns,

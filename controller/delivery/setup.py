@@ -69,6 +69,7 @@ async def set_up(run: Run, index: int) -> None:
     deadline = Deadline.after(SETUP_S, f"set-up of field {field.name}")
     wanted = nozzle_wanted(site, field)
     source = _gating_source(site, run)
+    run.field_set_up = None
     run.expected = Expected()
     async with asyncio.TaskGroup() as group:
         gantry = group.create_task(
@@ -107,6 +108,7 @@ async def set_up(run: Run, index: int) -> None:
         holds_max=site.gating.holds_max,
         chain=True,
     )
+    run.field_set_up = index
 
 
 def _gating_source(site: Site, run: Run) -> int:

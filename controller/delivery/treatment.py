@@ -15,9 +15,9 @@ from controller.delivery.account import Ledger
 from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
 from controller.delivery.integrity import what_changed
-from controller.delivery.layer import AlreadyTripped
 from controller.delivery.run import Run
 from controller.delivery.setup import check_set_ups, set_up
+from controller.delivery.standing import AlreadyTripped, require_arming
 from controller.delivery.states import TABLE, Event, State, follow
 from controller.delivery.stopping import beam_off, book_what_was_delivered
 from controller.delivery.watch import Watch
@@ -132,6 +132,7 @@ class Treatment:
                 raise Refused(f"{device.name}: its backup limit is tripped; a physicist resets it")
             if status.self_test != SELF_TEST_PASSED:
                 await device.self_test(deadline)
+            self.run.self_tests[device.name] = self.run.identities[device.name].boot_nonce
 
     async def _freeze_corrections(self, deadline: Deadline) -> None:
         run = self.run
@@ -169,13 +170,16 @@ class Treatment:
         run.path.load_field(treatment_machine(run.site, run.plan.fields[index]), run.programs[index])
         await self.ledger.begin_field()
         self.watch.begin_field()
+        require_arming(run)
         await arm_chain(run)
 
     def _verify_sources(self) -> None:
-        sources = self.run.sources
-        changed = ("not compared with what was checked",) if sources is None else what_changed(sources)
-        if changed:
-            self.run.trip("PLAN_CHANGED", detail="; ".join(changed))
+        """Before anything moves for the field: the plan that was checked, or none."""
+        run = self.run
+        run.changed = None if run.sources is None else what_changed(run.sources)
+        if run.changed is None or run.changed:
+            detail = "; ".join(run.changed or ("not compared with what was checked",))
+            run.trip("PLAN_CHANGED", detail=detail)
             raise AlreadyTripped("PLAN_CHANGED")
 
     async def beam_on(self, operator: str) -> None:

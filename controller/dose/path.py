@@ -190,6 +190,10 @@ class MonitorPath:
         """All three streams have been seen."""
         return all(bool(self.monitor.streams[n]["seen"]) for n in (1, 2, 3))
 
+    def alive_since(self, t_ns: int) -> bool:
+        """All three streams have sent a frame since then."""
+        return self.alive and all(int(self.monitor.streams[n]["arrival_ns"]) >= t_ns for n in (1, 2, 3))
+
     def trip(self) -> PathTrip | None:
         """The latched condition."""
         s = self.monitor.state
