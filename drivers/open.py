@@ -60,10 +60,11 @@ def open_device(
     path: str | None = None,
     baud: int | None = None,
     unit: int = 1,
+    in_flight: int = 1,
 ) -> Driver:
     """The driver for the map's device class, not yet connected.
 
-    `wire` is modbus_tcp (host, port), modbus_rtu (path, baud, unit) or ascii (path, baud); the keywords are
+    `wire` is modbus_tcp (host, port, in_flight), modbus_rtu (path, baud, unit) or ascii (path, baud); the keywords are
     those of a site's address table. Raises `BadInput` for an address or map that does not fit.
     """
     register_map = map if isinstance(map, RegisterMap) else load_map(map)
@@ -83,7 +84,7 @@ def open_device(
     if wire == "modbus_tcp":
         if host is None or port is None:
             raise BadInput(f"{name}: wire modbus_tcp needs host and port")
-        return driver(name, ModbusTcpPort(name, host, port, unit=unit), register_map)
+        return driver(name, ModbusTcpPort(name, host, port, unit=unit, in_flight=in_flight), register_map)
     if wire == "modbus_rtu":
         line_path, line_baud = _serial(name, wire, path, baud)
         return driver(name, ModbusRtuPort(name, line_path, line_baud, unit), register_map)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,7 +26,8 @@ from drivers.registers import (
     Value,
 )
 from drivers.verify import Wanted, until
-from drivers.wires.ports import MAX_READ, MAX_WRITE, ModbusPort
+from drivers.wires.modbus_pdu import unpack_words
+from drivers.wires.ports import MAX_READ, MAX_WRITE, ModbusPort, RegisterRequest
 
 IDENTITY = ("map_magic", "map_version", "device_id", "simulated", "map_sha256", "boot_nonce", "uptime_s")
 ACCEPT_POLL_S = 0.005
@@ -119,12 +120,13 @@ class RegisterClient:
     async def read_rows(self, table_name: str, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:
         """Rows [first, first + count) of a table as values, a window at a time, never a row more than asked."""
         codec = self._tables[table_name]
-        self._check_span(codec.table, first, count)
-        words = np.empty((count, codec.row_size), np.uint16)
-        for at in range(0, count, codec.table.rows_per_window):
-            rows = min(codec.table.rows_per_window, count - at)
-            window = await self._read_window(codec.table, first + at, rows, deadline)
-            words[at : at + rows] = np.array(window, np.uint16).reshape(rows, codec.row_size)
+        table = codec.table
+        self._check_span(table, first, count)
+        windows = [
+            (first + at, min(table.rows_per_window, count - at)) for at in range(0, count, table.rows_per_window)
+        ]
+        data = b"".join(await self._read_windows(table, windows, deadline))
+        words = np.frombuffer(data, ">u2").reshape(count, codec.row_size)
         try:
             return codec.decode(words)
         except LimitError as error:
@@ -145,26 +147,36 @@ class RegisterClient:
         except LimitError as error:
             raise DeviceError(self.name, f"not written: {error}") from error
         select = self.map.register(table.select)
-        windows = [
-            (first + at, words[at : at + table.rows_per_window].ravel().tolist())
-            for at in range(0, len(rows), table.rows_per_window)
+        data = words.astype(">u2").tobytes()
+        size = table.rows_per_window * codec.row_size * 2
+        blocks = [data[at : at + size] for at in range(0, len(data), size)]
+        numbers = [first + at for at in range(0, len(rows), table.rows_per_window)]
+        writes = [
+            RegisterRequest(write_address=select.address, data=row.to_bytes(4, "big") + block)
+            for row, block in zip(numbers, blocks, strict=True)
         ]
-        for row, block in windows:
-            await self.port.write(select.address, [row >> 16, row & 0xFFFF, *block], deadline)
-        for row, block in windows:
-            back = await self._read_window(table, row, len(block) // codec.row_size, deadline)
+        await self.port.exchange(writes, deadline)  # all are acknowledged before the first is read back
+        windows = [(row, len(block) // (2 * codec.row_size)) for row, block in zip(numbers, blocks, strict=True)]
+        read = await self._read_windows(table, windows, deadline)
+        for row, block, back in zip(numbers, blocks, read, strict=True):
             if back != block:
-                self._raise_row(table, row, block, back)
+                self._raise_row(table, row, unpack_words(block), unpack_words(back))
         return words
 
     def dtype(self, table_name: str) -> np.dtype[np.void]:
         """Row dtype of a table, as `write_rows` takes and `read_rows` gives it."""
         return self._tables[table_name].dtype
 
-    async def _read_window(self, table: Table, row: int, rows: int, deadline: Deadline) -> list[int]:
+    async def _read_windows(self, table: Table, windows: Sequence[tuple[int, int]], deadline: Deadline) -> list[bytes]:
+        """(first row, rows) of each: every request selects its own rows, so none depends on another."""
         select = self.map.register(table.select)
-        count = rows * table.row_size
-        return await self.port.write_read(select.address, (row >> 16, row & 0xFFFF), table.address, count, deadline)
+        return await self.port.exchange(
+            [
+                RegisterRequest(table.address, rows * table.row_size, select.address, row.to_bytes(4, "big"))
+                for row, rows in windows
+            ],
+            deadline,
+        )
 
     @asynccontextmanager
     async def _turn(self, block_name: str, deadline: Deadline) -> AsyncIterator[None]:

@@ -15,6 +15,8 @@ class TcpAddress(Table):
     wire: Literal["modbus_tcp"]
     host: str
     port: int = Field(ge=1024, le=65535)
+    in_flight: int = Field(default=1, ge=1, le=16)
+    """Requests that may be under way at once; more than 1 only where the device's manual allows it."""
 
     @property
     def place(self) -> str:

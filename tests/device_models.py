@@ -11,7 +11,8 @@ import numpy as np
 from drivers.deadline import Deadline
 from drivers.errors import DeviceRefused, LinkLost
 from drivers.registers import load_map, registers_crc32
-from drivers.wires.ports import DeviceBusy, IllegalAddress, IllegalValue, RegisterBank
+from drivers.wires.modbus_pdu import pack_words, unpack_words
+from drivers.wires.ports import DeviceBusy, IllegalAddress, IllegalValue, RegisterBank, RegisterRequest
 from drivers.wires.virtual_loop import run_virtual
 from simulators.devices.register_device import DeviceIdentity, RegisterDevice, TableHooks
 
@@ -75,6 +76,20 @@ class DirectPort:
 
         words: list[int] = await self._call(deadline, both)
         return words
+
+    async def exchange(self, requests: Sequence[RegisterRequest], deadline: Deadline) -> list[bytes]:
+        answers = []
+        for r in requests:
+            words = unpack_words(r.data)
+            if not r.count:
+                await self.write(r.write_address, words, deadline)
+                answers.append(b"")
+            elif not words:
+                answers.append(pack_words(await self.read(r.read_address, r.count, deadline)))
+            else:
+                back = await self.write_read(r.write_address, words, r.read_address, r.count, deadline)
+                answers.append(pack_words(back))
+        return answers
 
     async def _call(self, deadline: Deadline, action: Callable[[], Any]) -> Any:
         await asyncio.sleep(0.001)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,31 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pymodbus.client import AsyncModbusSerialClient
-from pymodbus.pdu.register_message import (
-    ReadHoldingRegistersRequest,
-    ReadHoldingRegistersResponse,
-    ReadWriteMultipleRegistersRequest,
-    ReadWriteMultipleRegistersResponse,
-    WriteMultipleRegistersRequest,
-    WriteMultipleRegistersResponse,
-)
 from pymodbus.transaction import TransactionManager
 
 from drivers.errors import DeviceRefused, LinkLost
 from drivers.wires.addresses import serial_address
 from drivers.wires.faults import FaultKind, WireFault, WireFaults
 from drivers.wires.modbus import ModbusRtuPort, ModbusTcpPort
-from drivers.wires.modbus_pdu import (
-    ReadRequest,
-    ReadResponse,
-    WriteReadRequest,
-    WriteReadResponse,
-    WriteRequest,
-    WriteResponse,
-)
 from drivers.wires.virtual_loop import VirtualLoop, run_virtual
 from simulators.devices.servers import serve_modbus_rtu, serve_modbus_tcp
 from tests.wire_parts import Registers, on_both_loops, run_real, within
@@ -408,45 +389,3 @@ def test_the_parts_of_the_library_that_the_ports_lean_on_still_exist() -> None:
         client.close()
 
     run_real(main())
-
-
-words = st.lists(st.integers(0, 0xFFFF), min_size=1, max_size=120)
-
-
-@given(st.integers(0, 0xFFFF), st.integers(1, 125), words)
-def test_our_messages_are_the_librarys_to_the_byte(address: int, count: int, values: list[int]) -> None:
-    pairs = [
-        (ReadRequest(address=address, count=count), ReadHoldingRegistersRequest(address=address, count=count)),
-        (ReadResponse(registers=values), ReadHoldingRegistersResponse(registers=values)),
-        (
-            WriteRequest(address=address, registers=values),
-            WriteMultipleRegistersRequest(address=address, registers=values),
-        ),
-        (
-            WriteResponse(address=address, count=len(values)),
-            WriteMultipleRegistersResponse(address=address, count=len(values)),
-        ),
-        (WriteReadResponse(registers=values), ReadWriteMultipleRegistersResponse(registers=values)),
-    ]
-    for ours, theirs in pairs:
-        data = ours.encode()
-        assert data == theirs.encode()
-        again = type(ours)()
-        again.decode(data)
-        assert (again.address, again.registers) == (ours.address, ours.registers)
-    both = {"read_address": address, "read_count": count, "write_address": 3, "write_registers": values}
-    ours, theirs = WriteReadRequest(**both), ReadWriteMultipleRegistersRequest(**both)  # type: ignore[arg-type]
-    assert ours.encode() == theirs.encode()
-    again = WriteReadRequest()
-    again.decode(ours.encode())
-    assert (again.write_address, again.write_registers, again.read_count) == (3, values, count)
-
-
-@given(st.binary(max_size=260))
-def test_decoding_our_messages_never_raises_and_never_invents_registers(data: bytes) -> None:
-    for kind in (ReadRequest, ReadResponse, WriteRequest, WriteResponse, WriteReadRequest, WriteReadResponse):
-        message = kind()
-        message.decode(data)
-        got = message.write_registers if isinstance(message, WriteReadRequest) else message.registers
-        if got:
-            assert data.endswith(struct.pack(f">{len(got)}H", *got))

@@ -2,7 +2,9 @@
 
 The server is the simulated scan controller, in a process of its own, over TCP on loopback. Our side is the driver that
 delivers: packs the table, writes it, reads every register back, compares, compares the engine's CRC. Its requests are
-written down once; the raw side sends the very same ones to the same server. Both take turns.
+written down once; the raw side sends the very same ones to the same server, one after the other. All take turns. Since
+the driver has as many requests under way as the site allows, two more are timed: our driver with one request at a
+time, and a raw writer that sends as many at once (`raw_in_flight`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import asyncio
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ from drivers.errors import SpotwiseError
 from drivers.registers import load_map
 from drivers.scan_controller import ScanController
 from drivers.wires.modbus import ModbusTcpPort
+from drivers.wires.modbus_pdu import request_message, tcp_frame
+from drivers.wires.ports import RegisterRequest
 from sites.schema import Device, Site, TcpAddress
 
 REPEATS = 200
@@ -71,12 +77,11 @@ class _WrittenDown(ModbusTcpPort):
 
     def __init__(self, device: str, host: str, port: int) -> None:
         super().__init__(device, host, port)
-        self.sent: list[bytes] | None = None
+        self.sent: list[bytes] = []
 
-    def _packet_seen(self, sending: bool, data: bytes) -> bytes:
-        if sending and self.sent is not None:
-            self.sent.append(bytes(data))
-        return super()._packet_seen(sending, data)
+    async def exchange(self, requests: Sequence[RegisterRequest], deadline: Deadline) -> list[bytes]:
+        self.sent += [tcp_frame(len(self.sent) + n, self.unit, request_message(r)) for n, r in enumerate(requests)]
+        return await super().exchange(requests, deadline)
 
 
 def layer_table(site: Site, folder: Path, spots: int) -> LayerTable:
@@ -99,48 +104,62 @@ def layer_table(site: Site, folder: Path, spots: int) -> LayerTable:
     )
 
 
-async def _race(site: Site, table: LayerTable, repeats: int) -> tuple[list[float], list[float], list[bytes]]:
-    """Times in ms of our downloads and of the raw ones, and the requests of one download."""
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Times in ms of downloads that took turns, by how they were made, and the requests of one."""
+
+    ms: dict[str, list[float]]
+    requests: list[bytes]
+    in_flight: int
+
+
+async def _race(site: Site, table: LayerTable, repeats: int) -> _Times:
     device = site.devices.scan_controller
     address = device.address
     if not isinstance(address, TcpAddress):
         raise SpotwiseError("the bench's scan controller must be on Modbus TCP")
-    port = ModbusTcpPort("scan_controller", address.host, address.port)
-    writer = _WrittenDown("scan_controller", address.host, address.port)
-    raw = RawModbus(address.host, address.port)
-    ours_ms: list[float] = []
-    raw_ms: list[float] = []
+    host, number, in_flight = address.host, address.port, address.in_flight
+    register_map = load_map(device.map)
+    ports = {
+        "ours": ModbusTcpPort("scan_controller", host, number, in_flight=in_flight),
+        "one_at_a_time": ModbusTcpPort("scan_controller", host, number),
+    }
+    writer = _WrittenDown("scan_controller", host, number)
+    raw = RawModbus(host, number)
+    ms: dict[str, list[float]] = {"ours": [], "one_at_a_time": [], "raw": [], "raw_in_flight": []}
     try:
-        for which in (port, writer):
-            await which.connect(_deadline())
-        writer.sent = []
-        await ScanController("scan_controller", writer, load_map(device.map)).download(0, table, _deadline())
-        requests = list(writer.sent)
-        scan = ScanController("scan_controller", port, load_map(device.map))
-        for number in range(repeats + 1):
-            begun = time.perf_counter()
-            await scan.download(0, table, _deadline())
-            middle = time.perf_counter()
-            answers = raw.ask_all(requests)
-            ended = time.perf_counter()
-            refused = sum(answer[7] & 0x80 != 0 for answer in answers)
-            if refused:
-                raise SpotwiseError(f"raw Modbus: {refused} of {len(requests)} requests were answered with exceptions")
-            if number > 0:  # the first one finds cold caches
-                ours_ms.append((middle - begun) * 1e3)
-                raw_ms.append((ended - middle) * 1e3)
+        for port in (*ports.values(), writer):
+            await port.connect(_deadline())
+        await ScanController("scan_controller", writer, register_map).download(0, table, _deadline())
+        requests = writer.sent
+        drivers = {name: ScanController("scan_controller", port, register_map) for name, port in ports.items()}
+        for turn in range(repeats + 1):
+            for name, times in ms.items():
+                begun = time.perf_counter()
+                if name in drivers:
+                    await drivers[name].download(0, table, _deadline())
+                else:
+                    _check(raw.ask_all(requests, in_flight if name == "raw_in_flight" else 1))
+                if turn > 0:  # the first one finds cold caches
+                    times.append((time.perf_counter() - begun) * 1e3)
     finally:
         raw.close()
-        for which in (port, writer):
-            await which.close()
-    return ours_ms, raw_ms, requests
+        for port in (*ports.values(), writer):
+            await port.close()
+    return _Times(ms, requests, in_flight)
+
+
+def _check(answers: list[bytes]) -> None:
+    refused = sum(answer[7] & 0x80 != 0 for answer in answers)
+    if refused:
+        raise SpotwiseError(f"raw Modbus: {refused} of {len(answers)} requests were answered with exceptions")
 
 
 def _deadline() -> Deadline:
     return Deadline.after(60.0, "download of the bench")
 
 
-async def _run(site: Site, folder: Path, spots: int, repeats: int) -> tuple[list[float], list[float], list[bytes]]:
+async def _run(site: Site, folder: Path, spots: int, repeats: int) -> _Times:
     table = layer_table(site, folder, spots)
     async with room_simulators(site, 0, folder):
         return await _race(site, table, repeats)
@@ -153,18 +172,24 @@ def bench_download(*, quick: bool = False) -> BenchResult:
         site = own_site(bench_site(), folder)
         spots, repeats = (20, 3) if quick else (SPOTS_PER_LAYER, REPEATS)
         around = Surroundings()
-        ours_ms, raw_ms, requests = asyncio.run(_run(site, folder, spots, repeats))
+        times = asyncio.run(_run(site, folder, spots, repeats))
         context = around.context()
-    ours, raw = percentiles(ours_ms), percentiles(raw_ms)
+    requests = times.requests
+    figures = {name: percentiles(ms) for name, ms in times.ms.items()}
+    ours = figures.pop("ours")
+    one_at_a_time = figures.pop("one_at_a_time")
     return BenchResult(
         name="download",
         unit="ms a layer",
         ours=ours,
-        yardsticks={"raw": raw},
-        ratios={"raw": ratio(ours, raw)},
+        yardsticks=figures,
+        ratios={name: ratio(ours, yardstick) for name, yardstick in figures.items()},
         details={
             "visits": spots,
             "repeats": repeats,
+            "in_flight": times.in_flight,
+            "ours_one_at_a_time": one_at_a_time,
+            "one_at_a_time_over_raw": ratio(one_at_a_time, figures["raw"]),
             "requests": len(requests),
             "request_bytes": sum(len(request) for request in requests),
             "functions": {

@@ -1,6 +1,6 @@
-"""The yardstick of `bench download`: the same requests on a plain socket, one after the other, nothing else.
+"""The yardstick of `bench download`: the same requests on a plain socket, and nothing else.
 
-It does what the wire asks for and no more: sends each request's bytes, reads the answer's length and body. No asyncio,
+It does what the wire asks for and no more: sends the requests' bytes, reads each answer's length and body. No asyncio,
 no library, no deadline, no checks of what came back, no CRC.
 """
 
@@ -23,15 +23,16 @@ class RawModbus:
     def close(self) -> None:
         self._socket.close()
 
-    def ask(self, request: bytes) -> bytes:
-        """One request, one answer."""
-        self._socket.sendall(request)
-        answer = self._receive(HEADER_BYTES)
-        return answer + self._receive(int.from_bytes(answer[4:6], "big"))
-
-    def ask_all(self, requests: Sequence[bytes]) -> list[bytes]:
-        """Each request after the answer to the one before, as Modbus wants it."""
-        return [self.ask(request) for request in requests]
+    def ask_all(self, requests: Sequence[bytes], at_once: int = 1) -> list[bytes]:
+        """Each `at_once` requests in one piece, after the answers to those before."""
+        answers = []
+        for at in range(0, len(requests), at_once):
+            several = requests[at : at + at_once]
+            self._socket.sendall(b"".join(several))
+            for _ in several:
+                answer = self._receive(HEADER_BYTES)
+                answers.append(answer + self._receive(int.from_bytes(answer[4:6], "big")))
+        return answers
 
     def _receive(self, count: int) -> bytes:
         parts = b""

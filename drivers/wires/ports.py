@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from drivers.deadline import Deadline
@@ -10,6 +11,17 @@ from drivers.deadline import Deadline
 MAX_READ = 125
 MAX_WRITE = 123
 MAX_WRITE_READ = 121
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterRequest:
+    """One transaction on holding registers: read `count` (FC03), write `data` (FC16), or write, then read (FC23)."""
+
+    read_address: int = 0
+    count: int = 0
+    write_address: int = 0
+    data: bytes = b""
+    """Registers to write, each two bytes, big-endian."""
 
 
 class ModbusPort(Protocol):
@@ -35,6 +47,14 @@ class ModbusPort(Protocol):
         self, write_address: int, values: Sequence[int], read_address: int, count: int, deadline: Deadline
     ) -> list[int]:
         """FC23: write, then read, in one round trip."""
+        ...
+
+    async def exchange(self, requests: Sequence[RegisterRequest], deadline: Deadline) -> list[bytes]:
+        """Requests that do not depend on each other; what each read, as big-endian bytes.
+
+        Some may be under way at once where wire and device allow it, and the device may do them in any order. If one is
+        refused, no further ones are sent. Raises what the first one that failed deserves.
+        """
         ...
 
 

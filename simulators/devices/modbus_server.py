@@ -1,35 +1,39 @@
 """Answers Modbus requests from a `RegisterBank`: the library's servers, with a handler that works at once.
 
-The library brings listening, message classes and framing. Its own request handler starts a task for each request, asks
-a data store, and forgets a second request that arrives in the same piece; ours cuts requests out of the bytes
-itself and answers them in the callback that received them. `tests/test_wire_servers.py` pins what is overridden.
+The library brings listening, connections, and the lengths and checksums of serial frames. Its own request handler
+starts a task for each request, asks a data store, and forgets a second request that arrives in the same piece; ours
+cuts requests out of the bytes itself and answers them in the callback that received them.
+`tests/test_wire_servers.py` pins what is overridden.
 """
 
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from pymodbus.framer.rtu import FramerRTU
-from pymodbus.pdu import ExceptionResponse, ModbusPDU
-from pymodbus.pdu.diag_message import ReturnQueryDataRequest, ReturnQueryDataResponse
-from pymodbus.pdu.register_message import WriteSingleRegisterResponse
 from pymodbus.server import ModbusSerialServer, ModbusTcpServer
 from pymodbus.server.requesthandler import ServerRequestHandler
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from drivers.wires.faults import FaultGate, WireFaults
 from drivers.wires.modbus_pdu import (
+    EXCEPTION,
     FC_DIAGNOSTICS,
     FC_READ,
     FC_WRITE,
+    FC_WRITE_ONE,
     FC_WRITE_READ,
-    REQUESTS,
-    ReadResponse,
-    WriteReadResponse,
-    WriteResponse,
+    READ,
+    TCP_HEAD,
+    pack_words,
+    read_span,
+    tcp_frame,
+    written_and_read,
+    written_words,
 )
 from drivers.wires.ports import (
     MAX_READ,
@@ -44,53 +48,61 @@ from simulators.devices.served_wire import ServedWire
 
 log = logging.getLogger("spotwise.simulators.wires")
 
-FC_WRITE_ONE = 6
 ILLEGAL_FUNCTION, ILLEGAL_ADDRESS, ILLEGAL_VALUE, DEVICE_FAILURE, DEVICE_BUSY = 1, 2, 3, 4, 6
 
 RTU_SILENCE_S = 0.05
 """A gap that ends an unfinished RTU frame. The standard says 3.5 characters; a pty on a busy PC needs more."""
 
 
-def answer(bank: RegisterBank, request: ModbusPDU) -> ModbusPDU:
-    """Answer one request from a bank; the bank's refusals become Modbus exceptions 2, 3 and 6.
+def answer(bank: RegisterBank, message: bytes) -> bytes:
+    """Answer one request message from a bank; the bank's refusals become Modbus exceptions 2, 3 and 6.
 
     Functions: 3 read, 6 write one, 16 write, 23 write and read, 8/0 echo; others are illegal (1).
     Raises whatever else the bank raises, and ValueError if it returns registers that do not fit.
     """
-    function = request.function_code & 0x7F
-    any_request: Any = request  # each class has its own attributes
+    function = message[0]
     try:
         if function == FC_READ:
-            return ReadResponse(registers=_read(bank, request.address, request.count))
+            return _read(bank, function, *read_span(message))
         if function == FC_WRITE:
-            _write(bank, request.address, list(request.registers), MAX_WRITE)
-            return WriteResponse(address=request.address, count=len(request.registers))
+            address, values = written_words(message)
+            _write(bank, address, values, MAX_WRITE)
+            return message[: READ.size]
         if function == FC_WRITE_READ:
-            _write(bank, any_request.write_address, any_request.write_registers, MAX_WRITE_READ)
-            return WriteReadResponse(registers=_read(bank, any_request.read_address, any_request.read_count))
+            address, values, read_address, count = written_and_read(message)
+            _write(bank, address, values, MAX_WRITE_READ)
+            return _read(bank, function, read_address, count)
         if function == FC_WRITE_ONE:
-            _write(bank, request.address, list(request.registers), 1)
-            return WriteSingleRegisterResponse(address=request.address, registers=request.registers)
-        if function == FC_DIAGNOSTICS and isinstance(request, ReturnQueryDataRequest):
-            return ReturnQueryDataResponse(message=request.message)
+            address, value = read_span(message)
+            _write(bank, address, [value] if len(message) == READ.size else [], 1)
+            return message
+        if function == FC_DIAGNOSTICS and message[1:3] == b"\0\0" and len(message) > 3:
+            return message
     except IllegalAddress:
-        return ExceptionResponse(function, ILLEGAL_ADDRESS)
+        return _refusal(function, ILLEGAL_ADDRESS)
     except IllegalValue:
-        return ExceptionResponse(function, ILLEGAL_VALUE)
+        return _refusal(function, ILLEGAL_VALUE)
     except DeviceBusy:
-        return ExceptionResponse(function, DEVICE_BUSY)
-    return ExceptionResponse(function, ILLEGAL_FUNCTION)
+        return _refusal(function, DEVICE_BUSY)
+    return _refusal(function, ILLEGAL_FUNCTION)
 
 
-def _read(bank: RegisterBank, address: int, count: int) -> list[int]:
+def _refusal(function: int, code: int) -> bytes:
+    return bytes((function | EXCEPTION, code))
+
+
+def _read(bank: RegisterBank, function: int, address: int, count: int) -> bytes:
     if not 1 <= count <= MAX_READ:
         raise IllegalValue(f"count {count}")
     if address + count > 0x10000:
         raise IllegalAddress(f"{address} + {count}")
     registers = bank.read(address, count)
-    if len(registers) != count or not all(0 <= word <= 0xFFFF for word in registers):
+    if len(registers) != count:
         raise ValueError(f"the bank's answer to {count} registers from {address} does not fit: {registers}")
-    return registers
+    try:
+        return bytes((function, 2 * count)) + pack_words(registers)
+    except struct.error as exc:
+        raise ValueError(f"the bank's answer to registers from {address} does not fit: {registers}") from exc
 
 
 def _write(bank: RegisterBank, address: int, values: list[int], limit: int) -> None:
@@ -109,6 +121,7 @@ class _BankHandler(ServerRequestHandler):
         self._bank = owner.bank
         self._wire = owner.wire
         self._rest = b""
+        self._collected: list[bytes] | None = None
         self._requests = FaultGate(owner.faults, owner.wire.address, "request", self._received)
         self._replies = FaultGate(owner.faults, owner.wire.address, "reply", self._write_out)
 
@@ -130,52 +143,49 @@ class _BankHandler(ServerRequestHandler):
         raise NotImplementedError
 
     def _write_out(self, frame: bytes) -> None:
-        if self.transport is not None:
+        if self._collected is not None:
+            self._collected.append(frame)
+        elif self.transport is not None:
             self.transport.write(frame)  # type: ignore[attr-defined]
 
-    def _serve(self, unit: int, transaction: int, body: bytes) -> None:
-        """Decode, answer and reply to one request (function code and data)."""
+    def _answer(self, message: bytes) -> bytes:
+        """Answer one request; a failing device is exception 4."""
         self._wire.requests += 1
-        function = body[0] & 0x7F
         try:
-            request = self.framer.decoder.decode(body)
-            if request is not None:
-                response = answer(self._bank, request)
-            elif self.framer.decoder.lookupPduClass(b"\0" + body) is None:
-                response = ExceptionResponse(function, ILLEGAL_FUNCTION)
-            else:
-                response = ExceptionResponse(function, ILLEGAL_VALUE)
-            frame = self._frame(response, unit, transaction)
+            return answer(self._bank, message)
         except Exception:  # boundary: a failing device must answer as one (exception 4), and the reason must be seen
             self._wire.failures += 1
-            log.exception("%s: the simulated device failed on request %s", self._wire.address, body.hex(" "))
-            frame = self._frame(ExceptionResponse(function, DEVICE_FAILURE), unit, transaction)
-        self._replies.push(frame)
-
-    def _frame(self, response: ModbusPDU, unit: int, transaction: int) -> bytes:
-        response.dev_id = unit
-        response.transaction_id = transaction
-        return self.framer.buildFrame(response)
+            log.exception("%s: the simulated device failed on request %s", self._wire.address, message.hex(" "))
+            return _refusal(message[0] & ~EXCEPTION, DEVICE_FAILURE)
 
 
 class _TcpHandler(_BankHandler):
     """Modbus TCP: any unit id is answered; bytes that cannot be a header close the connection."""
 
     def _received(self, data: bytes) -> None:
-        rest = self._rest + data
-        while len(rest) >= 8 and self.transport is not None:
-            length = int.from_bytes(rest[4:6], "big")
-            if rest[2] or rest[3] or not 2 <= length <= 254:
+        """Answers to requests that came in one piece go out in one piece."""
+        rest = self._rest + data if self._rest else data
+        at = 0
+        collected: list[bytes] = []
+        self._collected = collected
+        while len(rest) - at >= 8:
+            transaction, protocol, length, unit = TCP_HEAD.unpack_from(rest, at)
+            if protocol or not 2 <= length <= 254:
                 self._wire.garbage += 1
-                log.warning("%s: closed a connection that sent %s", self._wire.address, rest[:16].hex(" "))
-                self.transport.close()
-                rest = b""
+                log.warning("%s: closed a connection that sent %s", self._wire.address, rest[at : at + 16].hex(" "))
+                at = -1
                 break
-            if len(rest) < 6 + length:
+            end = at + 6 + length
+            if len(rest) < end:
                 break
-            frame, rest = rest[: 6 + length], rest[6 + length :]
-            self._serve(frame[6], int.from_bytes(frame[:2], "big"), frame[7:])
-        self._rest = rest
+            self._replies.push(tcp_frame(transaction, unit, self._answer(rest[at + 7 : end])))
+            at = end
+        self._collected = None
+        if collected and self.transport is not None:
+            self.transport.write(b"".join(collected))  # type: ignore[attr-defined]
+        if at < 0 and self.transport is not None:
+            self.transport.close()
+        self._rest = rest[at:] if at >= 0 else b""
 
 
 class _RtuHandler(_BankHandler):
@@ -197,19 +207,23 @@ class _RtuHandler(_BankHandler):
         if FramerRTU.check_CRC(rest[:-2], int.from_bytes(rest[-2:], "big")):  # one whole frame, the usual case
             self._rest = b""
             if rest[0] == unit:
-                self._serve(unit, 0, rest[1:-2])
+                self._serve(rest[1:-2])
             return
         at = _frame_inside(rest, unit, self.framer.decoder)
         if at is not None:
             self._wire.garbage += 1
             start, end = at
             self._rest = rest[end:]
-            self._serve(unit, 0, rest[start + 1 : end - 2])
+            self._serve(rest[start + 1 : end - 2])
         elif len(rest) > FramerRTU.MAX_SIZE:
             self._wire.garbage += 1
             self._rest = b""
         else:
             self._rest = rest
+
+    def _serve(self, message: bytes) -> None:
+        frame = bytes((self.server.unit,)) + self._answer(message)
+        self._replies.push(frame + FramerRTU.compute_CRC(frame).to_bytes(2, "big"))
 
 
 def _frame_inside(data: bytes, unit: int, decoder: Any) -> tuple[int, int] | None:
@@ -240,7 +254,7 @@ class BankTcpServer(ModbusTcpServer):
     """The library's TCP server with our handler."""
 
     def __init__(self, bank: RegisterBank, wire: ServedWire, faults: WireFaults | None) -> None:
-        super().__init__(_no_store(), address=(wire.host, wire.port), custom_pdu=REQUESTS)
+        super().__init__(_no_store(), address=(wire.host, wire.port))
         self.bank = bank
         self.wire = wire
         self.faults = faults
@@ -260,7 +274,7 @@ class BankRtuServer(ModbusSerialServer):
         open_line: Callable[[Callable[[], Any]], Coroutine[Any, Any, tuple[Any, Any]]],
         faults: WireFaults | None,
     ) -> None:
-        super().__init__(_no_store(), port=wire.path, custom_pdu=REQUESTS)
+        super().__init__(_no_store(), port=wire.path)
         self.bank = bank
         self.wire = wire
         self.unit = unit
