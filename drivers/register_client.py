@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class RegisterClient:
         self._codecs = {r.name: FieldCodec(r.field) for r in register_map.registers}
         self._tables = {t.name: TableCodec(t) for t in register_map.tables}
         self._readable = {a for r in register_map.registers if r.access != "wo" for a in range(r.address, r.end)}
-        self._plans: dict[tuple[str, ...], list[tuple[int, int, list[Register]]]] = {}
+        self._plans: dict[tuple[str, ...], _ReadPlan] = {}
         self._counters: dict[str, int] = {}
         self._locks = {q.name: asyncio.Lock() for q in register_map.requests}
 
@@ -56,11 +57,15 @@ class RegisterClient:
         if plan is None:
             plan = self._plans[names] = self._plan(names)
         values: dict[str, Any] = {}
-        for address, count, registers in plan:
-            words = await self.port.read(address, count, deadline)
-            for register in registers:
-                start = register.address - address
-                values[register.name] = self._value(register, words[start : start + register.field.size])
+        for data, members in zip(await self.port.exchange(plan.requests, deadline), plan.members, strict=True):
+            words = unpack_words(data)
+            for register, read, start, stop in members:
+                try:
+                    values[register.name] = read(words[start:stop])
+                except LimitError as error:
+                    raise DeviceError(
+                        self.name, f"read {error} (register {register.address}); check sensor, link and map"
+                    ) from error
         return values
 
     async def write(self, values: Mapping[str, Value], deadline: Deadline) -> None:
@@ -194,7 +199,7 @@ class RegisterClient:
         finally:
             lock.release()
 
-    def _plan(self, names: tuple[str, ...]) -> list[tuple[int, int, list[Register]]]:
+    def _plan(self, names: tuple[str, ...]) -> _ReadPlan:
         """Fewest transactions for the registers; gaps are read along only where the map has registers."""
         spans: list[tuple[int, int, list[Register]]] = []
         for register in sorted((self.map.register(name) for name in names), key=lambda r: r.address):
@@ -207,21 +212,19 @@ class RegisterClient:
                     spans[-1] = (start, register.end - start, [*members, register])
                     continue
             spans.append((register.address, register.field.size, [register]))
-        return spans
+        return _ReadPlan(
+            requests=tuple(RegisterRequest(start, count) for start, count, _ in spans),
+            members=tuple(
+                tuple((r, self._codecs[r.name].read, r.address - start, r.end - start) for r in members)
+                for start, _, members in spans
+            ),
+        )
 
     def _encode(self, name: str, value: Value) -> tuple[int, ...]:
         try:
             return self._codecs[name].encode(value)
         except LimitError as error:
             raise DeviceError(self.name, f"not written: {error}") from error
-
-    def _value(self, register: Register, words: list[int]) -> Value:
-        try:
-            return self._codecs[register.name].read(words)
-        except LimitError as error:
-            raise DeviceError(
-                self.name, f"read {error} (register {register.address}); check sensor, link and map"
-            ) from error
 
     def _compare(self, registers: list[Register], words: list[int], back: list[int]) -> None:
         if back[: len(words)] == words:
@@ -263,6 +266,15 @@ class RegisterClient:
     def forget_counters(self) -> None:
         """After a new connection: ask the device again which request it accepted last."""
         self._counters.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadPlan:
+    """How some registers are read: worked out once."""
+
+    requests: tuple[RegisterRequest, ...]
+    members: tuple[tuple[tuple[Register, Callable[[list[int]], Value], int, int], ...], ...]
+    """Of each request: register, decoder, and the first and last (exclusive) of its words in the answer."""
 
 
 class RegisterDriver:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 MAX_READ = 125
@@ -28,6 +29,7 @@ Value = int | float | bool | str
 """What a register holds once decoded."""
 
 
+@lru_cache(maxsize=256)
 def ascii_length(type_name: str) -> int | None:
     """Characters of an `ascii[n]` type, None for any other."""
     match = _ASCII.fullmatch(type_name)

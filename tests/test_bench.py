@@ -34,7 +34,7 @@ PERCENTILES = {"p50", "p99", "p999"}
 YARDSTICKS = {
     "integrator": {"c", "numpy"},
     "reaction": {"echo"},
-    "download": {"raw"},
+    "download": {"raw", "raw_in_flight"},
     "layers": set(),
     "simulation": set(),
 }
