@@ -152,6 +152,13 @@ class ScanController(Connected, Protocol):
         ...
 
     async def start(self, deadline: Deadline) -> None: ...
+    async def attend(self) -> None:
+        """What the PC itself has to do while a started layer runs: nothing for a spot engine, the steps in step mode.
+
+        To be awaited beside the layer; raises what its devices raise.
+        """
+        ...
+
     async def hold(self, on: bool, deadline: Deadline) -> None: ...
     async def abort(self, deadline: Deadline) -> None: ...
     async def status(self, deadline: Deadline) -> EngineStatus: ...
@@ -160,6 +167,46 @@ class ScanController(Connected, Protocol):
         ...
 
     async def acknowledge(self, results: int, deadline: Deadline) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MagnetReadback:
+    """What plain magnet supplies say (step mode)."""
+
+    x_set_a: float
+    y_set_a: float
+    x_current_a: float
+    """Measured."""
+    y_current_a: float
+    inside_us: float
+    """Both currents within the supply's window of their set-points for so long, us."""
+
+
+class MagnetSupply(Connected, Protocol):
+    """Supplies of the scan magnets without a spot engine."""
+
+    async def set(self, x_a: float, y_a: float, deadline: Deadline) -> None: ...
+    async def readback(self, deadline: Deadline) -> MagnetReadback: ...
+    async def stream_to(self, host: str, port: int, slot: int, deadline: Deadline) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpotStatus:
+    """Read-back of an electrometer's spot preset (step mode)."""
+
+    state: int
+    """Of the layer, as in `EngineStatus`."""
+    trip: int
+    visit: int
+    """On the visit line."""
+    waiting: bool
+    """That visit has its preset and waits for its go."""
+    last_beam_us: int
+    """Beam-on time of the visit that ended last, us."""
+    spots: int
+    """Rows ever written to the ring of spots."""
+    acknowledged: int
+    armed_token: int
 
 
 @dataclass(frozen=True, slots=True)

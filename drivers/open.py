@@ -11,10 +11,13 @@ from drivers.dose_monitor import Electrometer
 from drivers.errors import BadInput
 from drivers.gantry import Gantry
 from drivers.gating import Gating
+from drivers.magnet_supply import MagnetSupply
 from drivers.nozzle import Nozzle
+from drivers.preset_electrometer import PresetElectrometer
 from drivers.registers import RegisterMap, load_map, shipped_maps
 from drivers.safety_chain import SafetyChain
 from drivers.scan_controller import ScanController
+from drivers.step_engine import StepEngine
 from drivers.wires.modbus import ModbusRtuPort, ModbusTcpPort
 from drivers.wires.ports import ModbusPort
 from drivers.wires.serial_line import AsciiLinePort
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     # The type checker proves here that each driver keeps its contract.
     _accelerator: type[contracts.Accelerator] = Accelerator
     _scan_controller: type[contracts.ScanController] = ScanController
+    _step_engine: type[contracts.ScanController] = StepEngine
+    _magnet_supply: type[contracts.MagnetSupply] = MagnetSupply
     _electrometer: type[contracts.Electrometer] = Electrometer
     _gantry: type[contracts.Gantry] = Gantry
     _couch: type[contracts.Couch] = Couch
@@ -32,7 +37,9 @@ if TYPE_CHECKING:
     _gating: type[contracts.Gating] = Gating
     _safety_chain: type[contracts.SafetyChain] = SafetyChain
 
-Driver: TypeAlias = Accelerator | ScanController | Electrometer | Gantry | Couch | Nozzle | Gating | SafetyChain
+Driver: TypeAlias = (
+    Accelerator | ScanController | MagnetSupply | Electrometer | Gantry | Couch | Nozzle | Gating | SafetyChain
+)
 
 
 class _ModbusDriver(Protocol):
@@ -42,7 +49,9 @@ class _ModbusDriver(Protocol):
 MODBUS_DRIVERS: dict[str, _ModbusDriver] = {
     "accelerator": Accelerator,
     "scan_controller": ScanController,
+    "magnet_supply": MagnetSupply,
     "electrometer": Electrometer,
+    "preset_electrometer": PresetElectrometer,
     "gantry": Gantry,
     "nozzle": Nozzle,
     "gating": Gating,

@@ -105,6 +105,10 @@ class ScanController(RegisterDriver):
         """Run the armed bank; returns when it runs, is held by the gate, or is done already."""
         await self._command(START, (RUNNING, HELD, LAYER_DONE), deadline)
 
+    async def attend(self) -> None:
+        """Nothing: the spot engine steps by itself."""
+        await asyncio.sleep(0)
+
     async def hold(self, on: bool, deadline: Deadline) -> None:
         """Hold, or end this hold.
 

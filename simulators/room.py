@@ -24,8 +24,10 @@ from simulators.devices.gating import SimulatedGating
 from simulators.devices.nozzle import SimulatedNozzle
 from simulators.devices.plant_accelerator import PlantAccelerator
 from simulators.devices.plant_electrometer import Destination, PlantElectrometer
+from simulators.devices.plant_magnet_supply import PlantMagnetSupply
 from simulators.devices.plant_safety_chain import PlantSafetyChain
 from simulators.devices.plant_scan_controller import PlantScanController
+from simulators.devices.plant_spot_preset import PlantSpotPreset
 from simulators.devices.register_device import DeviceIdentity, RegisterDevice
 from simulators.devices.served_wire import ServedWire
 from simulators.devices.servers import serve_ascii, serve_modbus_rtu, serve_modbus_tcp
@@ -115,6 +117,9 @@ class Room:
         identity = self._identity(name)
         if name == "accelerator":
             return PlantAccelerator(self.plant, self.site, self.now_ns).device(register_map, identity)
+        step = self.site.scanning.engine == "step"
+        if name == "scan_controller" and step:
+            return PlantMagnetSupply(self.plant, self.now_ns, self._streams).device(register_map, identity)
         if name == "scan_controller":
             scan = PlantScanController(self.plant, self.now_ns, self._field_begins, self._streams)
             device = scan.device(register_map, identity)
@@ -123,7 +128,10 @@ class Room:
         if name in ("electrometer_1", "electrometer_2"):
             number = int(name[-1])
             electrometer = PlantElectrometer(self.plant, self.site, number, self.now_ns, self._streams)
-            device = electrometer.device(register_map, identity)
+            preset = PlantSpotPreset(self.plant, self._field_begins) if step and number == 1 else None
+            device = electrometer.device(register_map, identity, preset)
+            if preset is not None:
+                device.set("spots_acknowledged", int(self.plant.state["results_ack"]))
             device.set("acknowledged", int(self.plant.state[f"latches_{number}_ack"]))
             return device
         if name == "safety_chain":

@@ -61,6 +61,7 @@ __all__ = [
     "Site",
     "Snout",
     "SpotSize",
+    "Stepping",
     "Streams",
     "Strips",
     "Table",
@@ -155,9 +156,25 @@ class CalibrationPoint(Table):
     y0_mm: Finite = 0.0
 
 
+class Stepping(Table):
+    """What a laboratory without a spot engine must hold in step mode; `check` and prepare refuse what cannot."""
+
+    electrometer_reaction_us: NotNegative
+    """From the preset's last count to the fall of its output."""
+    dead_time_ms: Positive
+    """Longest time from the end of one spot's beam to the next spot's, with the host's and the links' share."""
+    transactions: int = Field(default=500, ge=100, le=10_000)
+    """How many of each link are timed at prepare."""
+
+
 class Scanning(Table):
     """Scan magnets and the spot engine."""
 
+    engine: Literal["device", "step"] = "device"
+    """device: a spot engine steps the magnets and ends spots. step: plain supplies and an electrometer with a spot
+    preset; the PC sets magnets and presets spot by spot, the electrometer ends the spot."""
+    stepping: Stepping | None = None
+    """Engine step: its limits."""
     x: ScanAxis
     y: ScanAxis
     mode: Literal["raster", "discrete"]
@@ -166,6 +183,14 @@ class Scanning(Table):
     max_visits_per_layer: int = Field(default=16384, ge=1, le=16384)
     calibration: tuple[CalibrationPoint, ...] = ()
     """Rising energies; interpolated linearly, held constant outside. Empty: no correction."""
+
+    @model_validator(mode="after")
+    def _stepping(self) -> Self:
+        if (self.engine == "step") != (self.stepping is not None):
+            raise ValueError("stepping: must be given with engine step, and only then")
+        if self.engine == "step" and self.mode != "discrete":
+            raise ValueError("mode: engine step needs discrete: nothing moves the magnets while beam is on")
+        return self
 
     @model_validator(mode="after")
     def _usable_calibration(self) -> Self:

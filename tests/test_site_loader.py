@@ -45,8 +45,8 @@ def changed(old: str, new: str) -> str:
     return TEXT.replace(old, new, 1)
 
 
-def test_three_sites_ship() -> None:
-    assert shipped_sites() == ["carbon-fixed", "carbon-gantry", "proton-gantry"]
+def test_these_sites_ship() -> None:
+    assert shipped_sites() == ["carbon-fixed", "carbon-gantry", "proton-gantry", "step-lab"]
 
 
 @pytest.mark.parametrize("name", shipped_sites())

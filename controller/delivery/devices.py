@@ -10,13 +10,16 @@ from drivers.contracts import Identity
 from drivers.couch import Couch
 from drivers.deadline import Deadline
 from drivers.dose_monitor import Electrometer
-from drivers.errors import DeviceError, Refused
+from drivers.errors import BadInput, DeviceError, Refused
 from drivers.gantry import Gantry
 from drivers.gating import Gating
+from drivers.magnet_supply import MagnetSupply, SupplyLimits
 from drivers.nozzle import Nozzle
-from drivers.open import open_device
+from drivers.open import Driver, open_device
+from drivers.preset_electrometer import PresetElectrometer
 from drivers.safety_chain import SafetyChain
 from drivers.scan_controller import ScanController
+from drivers.step_engine import StepEngine
 from sites.schema import DEVICE_NAMES, Site
 
 CONNECT_S = 5.0
@@ -27,7 +30,7 @@ class RoomDevices:
     """One driver a device; names as in `sites.schema.DEVICE_NAMES`."""
 
     accelerator: Accelerator
-    scan_controller: ScanController
+    scan_controller: ScanController | StepEngine
     electrometer_1: Electrometer
     electrometer_2: Electrometer
     gantry: Gantry
@@ -39,10 +42,37 @@ class RoomDevices:
 
 def open_devices(site: Site) -> RoomDevices:
     """Drivers for all devices, not yet connected. Raises `BadInput` for an address or map that does not fit."""
-    drivers = {
+    drivers: dict[str, Driver | StepEngine] = {
         name: open_device(name, map=device.map, **device.address.model_dump()) for name, device in site.devices.items()
     }
+    if site.scanning.engine == "step":
+        drivers["scan_controller"] = step_engine(site, drivers["scan_controller"], drivers["electrometer_1"])
     return RoomDevices(**drivers)  # type: ignore[arg-type]
+
+
+def step_engine(site: Site, supply: Driver | StepEngine, electrometer: Driver | StepEngine) -> StepEngine:
+    """Step mode: magnet supplies and the presetting electrometer together do what a scan controller does.
+
+    Raises `BadInput` where the site's register maps are of other devices.
+    """
+    for wanted, name, driver in (
+        (MagnetSupply, "scan_controller", supply),
+        (PresetElectrometer, "electrometer_1", electrometer),
+    ):
+        if not isinstance(driver, wanted):
+            raise BadInput(
+                f"site {site.name}: devices.{name}.map is for a {driver.map.device}; with scanning.engine = step it "
+                f"must be for a {'magnet_supply' if wanted is MagnetSupply else 'preset_electrometer'}"
+            )
+    assert isinstance(supply, MagnetSupply)
+    assert isinstance(electrometer, PresetElectrometer)
+    x, y = site.scanning.x, site.scanning.y
+    limits = SupplyLimits(
+        window_a=min(x.window_a, y.window_a),
+        settle_us=max(x.settle_us, y.settle_us),
+        slew_a_per_s=min(x.slew_a_per_s, y.slew_a_per_s),
+    )
+    return StepEngine(supply, electrometer, limits)
 
 
 async def connect_devices(site: Site, devices: RoomDevices) -> dict[str, Identity]:

@@ -58,7 +58,9 @@ async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgr
                 if following is None
                 else group.create_task(layer.download(run, following, (index + 1) % 2), name="download ahead")
             )
+            attending = group.create_task(run.devices.scan_controller.attend(), name="steps of the layer")
             await layer.done(run, program, request_id)
+            await attending
             run.path.log(False)
             if following is not None and ahead is not None:
                 request_id = await layer.request(run, following)

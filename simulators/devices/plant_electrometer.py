@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.registers import RegisterMap
+from simulators.devices.plant_spot_preset import PlantSpotPreset
 from simulators.devices.register_device import DeviceIdentity, RegisterDevice, TableHooks
 from simulators.plant.state import CAPACITY, FRAME_NS, RING, Plant
 from simulators.plant.step import SELF_TEST_NS
@@ -120,8 +121,10 @@ class PlantElectrometer:
         """Setter of `acknowledged`."""
         self._plant.state[f"latches_{self._number}_ack"] = rows
 
-    def device(self, register_map: RegisterMap, identity: DeviceIdentity) -> RegisterDevice:
-        """The electrometer behind its register map."""
+    def device(
+        self, register_map: RegisterMap, identity: DeviceIdentity, preset: PlantSpotPreset | None = None
+    ) -> RegisterDevice:
+        """The electrometer behind its register map; `preset`: the spot preset that is built into it."""
         state = self._plant.state
         parameters = self._plant.parameters
         n = self._number
@@ -140,13 +143,19 @@ class PlantElectrometer:
                 "trip": lambda: int(state["backup_trip"]) if n == 2 else 0,
                 "trip_visit": lambda: int(state["backup_visit"]) if n == 2 else 0,
                 "results": lambda: int(state["results"]),
+                **({} if preset is None else preset.getters()),
             },
-            setters={"acknowledged": self.acknowledge, **self._destinations.setters()},
-            requests={"command": self.command},
+            setters={
+                "acknowledged": self.acknowledge,
+                **self._destinations.setters(),
+                **({} if preset is None else preset.setters()),
+            },
+            requests={"command": self.command, **({} if preset is None else preset.requests())},
             tables={
                 "backup": TableHooks(written=self.backup_written),
                 "heads": TableHooks(written=self.heads_written),
                 "latches": TableHooks(read=self.latches),
+                **({} if preset is None else preset.tables(register_map)),
             },
         )
         return self._device

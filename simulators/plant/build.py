@@ -100,6 +100,7 @@ def _magnets(p: Any, site: Site) -> None:
     step_s = STEP_NS * 1e-9
     p["slew_x_ma_step"] = x.slew_a_per_s * 1e3 * step_s
     p["slew_y_ma_step"] = y.slew_a_per_s * 1e3 * step_s
+    p["step"] = site.scanning.engine == "step"
     settle_us = max(x.settle_us, y.settle_us)
     # a first-order lag that is down to 0.7 % after the settling time
     p["settle_share"] = min(1.0, 5.0 * 10.0 / max(settle_us, 50.0))

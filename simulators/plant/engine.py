@@ -3,6 +3,9 @@
 It counts while beam is requested and for a tail after; a visit ends when that count reaches the sum of all presets so
 far, less `early`. With the beam off and no tail left, a rest smaller than half of `early` is forgone: beam
 cannot be given in so small a portion, and no other spot may get it.
+
+In step mode there is no engine: electrometer 1 with its preset output counts and ends a visit by the very same rule,
+but the magnets are the PC's to set, a visit's preset comes while the one before runs, and beam waits for the PC's go.
 """
 
 from __future__ import annotations
@@ -48,9 +51,10 @@ def begin_visit(plant, row, t_ns):
     s.eng_visit_beam_ns = 0
     s.eng_visit_stretches = 1 if s.request == 1 else 0
     s.eng_visit_counted = s.eng_counted
-    s.set_x_ma = float(plant.x_set_ma[bank, row]) + s.eng_offset_x_ma
-    s.set_y_ma = float(plant.y_set_ma[bank, row]) + s.eng_offset_y_ma
-    s.arrived_ns = -1
+    if plant.parameters.step == 0:
+        s.set_x_ma = float(plant.x_set_ma[bank, row]) + s.eng_offset_x_ma
+        s.set_y_ma = float(plant.y_set_ma[bank, row]) + s.eng_offset_y_ma
+        s.arrived_ns = -1
     s.eng_changed = 1
     s.backup_counts = s.change_counts_2
     if s.request == 0:
@@ -135,10 +139,11 @@ def obey_engine_command(plant, t_ns):
         s.eng_offset_x_ma = s.eng_command_x_ma
         s.eng_offset_y_ma = s.eng_command_y_ma
         s.eng_state = ENG_ARMED
-        # the magnets go to the first spot at once, so that they are there when beam may start
-        s.set_x_ma = float(plant.x_set_ma[s.eng_bank, 0]) + s.eng_offset_x_ma
-        s.set_y_ma = float(plant.y_set_ma[s.eng_bank, 0]) + s.eng_offset_y_ma
-        s.arrived_ns = -1
+        if plant.parameters.step == 0:
+            # the magnets go to the first spot at once, so that they are there when beam may start
+            s.set_x_ma = float(plant.x_set_ma[s.eng_bank, 0]) + s.eng_offset_x_ma
+            s.set_y_ma = float(plant.y_set_ma[s.eng_bank, 0]) + s.eng_offset_y_ma
+            s.arrived_ns = -1
     elif command == CMD_START and state == ENG_ARMED and s.eng_token == s.token and s.closed == 1:
         s.eng_state = ENG_RUNNING
         s.eng_target = 0
@@ -167,11 +172,16 @@ def drive_request(plant, t_ns):
     wanted = 0
     if s.eng_state == ENG_RUNNING:
         held = s.eng_hold == 1 or (s.eng_gated == 1 and s.gate_open == 0)
-        if s.eng_sub == SUB_MOVE and s.arrived_ns >= 0 and t_ns - s.arrived_ns >= p.settle_ns:
-            s.eng_sub = SUB_DELIVER
+        if s.eng_sub == SUB_MOVE:
+            if p.step == 1:
+                there = s.step_go == s.eng_visit
+            else:
+                there = s.arrived_ns >= 0 and t_ns - s.arrived_ns >= p.settle_ns
+            if there:
+                s.eng_sub = SUB_DELIVER
         if s.eng_sub == SUB_DELIVER and not held and s.spill_on == 1 and s.closed == 1:
             wanted = 1
-            if s.request == 0 and (s.arrived_ns < 0 or t_ns - s.request_off_ns < p.tail_ns):
+            if s.request == 0 and ((s.arrived_ns < 0 and p.step == 0) or t_ns - s.request_off_ns < p.tail_ns):
                 wanted = 0  # beam starts only with the magnets inside their window and the last tail collected
     if wanted == 1 and s.request == 0:
         s.eng_visit_stretches += 1
@@ -203,10 +213,16 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
     bank = s.eng_bank
     flags = plant.flags[bank, s.eng_row]
     last = s.eng_row + 1 >= s.eng_rows
-    off_after = last or (flags & BEAM_OFF_AFTER) != 0 or (plant.flags[bank, s.eng_row + 1] & MOVE_WITH_BEAM_OFF) != 0
+    off_after = (
+        p.step == 1
+        or last
+        or (flags & BEAM_OFF_AFTER) != 0
+        or (plant.flags[bank, s.eng_row + 1] & MOVE_WITH_BEAM_OFF) != 0
+    )
     t_end = t_ns + STEP_NS
     if s.eng_sub == SUB_TAIL:
-        if t_end - s.request_off_ns >= p.tail_ns:
+        ready = p.step == 0 or last or s.step_rows > s.eng_row + 1  # else the trigger waits for the next visit's preset
+        if t_end - s.request_off_ns >= p.tail_ns and ready:
             _finish(plant, t_end, s.eng_counted, s.counts_1, s.counts_2)
         return STEP_US
     if s.eng_sub != SUB_DELIVER:

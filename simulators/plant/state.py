@@ -115,6 +115,7 @@ PARAMETER_FIELDS: Fields = (
     ("key_1", "u8", "permit key"),
     ("controller_required", "i8", "1: the chain needs the controller's permits"),
     ("guard_required", "i8", "1: the chain needs the guard's permits"),
+    ("step", "i8", "1: no spot engine: the PC sets the magnets and lets each visit go, electrometer 1 ends it"),
     ("seed", "u8", "of all noise"),
 )
 
@@ -228,6 +229,8 @@ STATE_FIELDS: Fields = (
     ("eng_visit_beam_ns", "i8", "ns of request in this visit"),
     ("eng_visit_stretches", "i8", "stretches of request in this visit"),
     ("eng_visit_counted", "i8", "count units when the visit began"),
+    ("step_rows", "i8", "step mode: visits of the armed layer whose presets are there; written by the device"),
+    ("step_go", "i8", "step mode: the visit that may have beam; written by the device"),
     ("eng_wait_until_ns", "i8", "ns, end of a tail"),
     ("eng_changed", "i8", "1: the visit changed in this frame"),
     ("change_ns", "i8", "ns of the last change of visit"),

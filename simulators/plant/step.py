@@ -79,7 +79,10 @@ def busy_frame(plant, t_ns):
         counts_1 = s.counts_1
         counts_2 = s.counts_2
         advance_chambers(plant, units, gain_1, gain_2)
-        if s.eng_visit > 0 and (s.request == 1 or t - s.request_off_ns < p.tail_ns or s.eng_sub == SUB_TAIL):
+        tail = t - s.request_off_ns < p.tail_ns or (
+            s.eng_sub == SUB_TAIL and p.step == 0
+        )  # a wait for the PC is no tail
+        if s.eng_visit > 0 and (s.request == 1 or tail):
             s.eng_counted += s.counts_1 - counts_1
         visit = s.eng_visit
         part = judge_step(plant, t, counted, counts_1, counts_2)
