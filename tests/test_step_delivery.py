@@ -1,4 +1,4 @@
-"""Step mode delivers: a treatment whose magnets and presets the PC sets spot by spot, against what the plant really got."""
+"""Step mode delivers: magnets and presets set by the PC, spot by spot, against what the plant really got."""
 
 from __future__ import annotations
 
