@@ -41,13 +41,18 @@ class _Layer:
 
     table: LayerTable
     bank: int
+    x_offset_a: float = 0.0
+    """Added to every set-point since the arm."""
+    y_offset_a: float = 0.0
 
     @property
     def visits(self) -> int:
         return len(self.table.x_current_a)
 
     def place(self, row: int) -> tuple[float, float]:
-        return float(self.table.x_current_a[row]), float(self.table.y_current_a[row])
+        """Set-points of a visit, rounded to the supply's resolution."""
+        x_a, y_a = float(self.table.x_current_a[row]), float(self.table.y_current_a[row])
+        return round(x_a + self.x_offset_a, 3), round(y_a + self.y_offset_a, 3)
 
     def preset(self, row: int) -> Preset | None:
         if row >= self.visits:
@@ -125,13 +130,16 @@ class StepEngine:
                 raise DeviceError(self.name, f"visit {table.first_visit + int(np.argmax(bad))}: {what}")
         self._banks[bank] = _Layer(table, bank)
 
-    async def arm(self, bank: int, arm_token: int, deadline: Deadline) -> None:
+    async def arm(
+        self, bank: int, arm_token: int, deadline: Deadline, *, x_offset_a: float = 0.0, y_offset_a: float = 0.0
+    ) -> None:
         """Send the magnets to the first visit, announce the layer, bring its first preset; nothing goes yet."""
         _check_bank(self.name, bank)
         layer = self._banks.get(bank)
         if layer is None:
             raise DeviceError(self.name, f"arm: bank {bank} holds no verified layer; download one first")
         table = layer.table
+        layer.x_offset_a, layer.y_offset_a = x_offset_a, y_offset_a
         await self.supply.set(*layer.place(0), deadline)
         await self.electrometer.arm_layer(
             first_visit=table.first_visit,
@@ -273,6 +281,8 @@ class StepEngine:
             acknowledged=spot.acknowledged,
             x_current_a=there.x_current_a,
             y_current_a=there.y_current_a,
+            x_offset_a=0.0 if self._armed is None else self._armed.x_offset_a,
+            y_offset_a=0.0 if self._armed is None else self._armed.y_offset_a,
         )
 
     async def results(self, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:
