@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from controller.dose.acquisition import RealtimeThread
+from controller.dose.memory import Monitor
+from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, MonitorPath
 from drivers.open import open_device
+from drivers.wires.frames import new_buffer
+from drivers.wires.permits import Permit, key_words, permit_is_authentic
+from drivers.wires.permits import decode as decode_permit
+from simulators.plant.build import permit_key
+from simulators.realtime import RoomThread
+from simulators.room import Room
 from sites.loader import load_site
 from sites.schema import Site
 
 CARBON = load_site("carbon-fixed")
 WAIT_S = 60.0
+SESSION, TOKEN = 0x5E55, 0x70CE
+LOOPBACK = int(ipaddress.IPv4Address("127.0.0.1"))
+DAY_NS = 86_400_000_000_000
 PATIENT_MS = 20_000.0
 """Limits for tests that are not about limits: a loaded PC may stall a thread for a while."""
 
@@ -75,6 +91,44 @@ def waiting(listener: socket.socket) -> list[bytes]:
             datagrams.append(listener.recv(2048))
         except BlockingIOError:
             return datagrams
+
+
+@contextmanager
+def streaming_room(site: Site) -> Iterator[Room]:
+    """A room whose three streams go to the site's address for frames."""
+    room = Room(site, 1, boot="test")
+    with RoomThread(room) as thread:
+        for stream in (1, 2, 3):
+            thread.streams_changed(stream, 0, (LOOPBACK, site.streams.frames.port, True))
+        yield room
+
+
+@contextmanager
+def path_on_sockets(site: Site) -> Iterator[MonitorPath]:
+    """The real-time path on its thread, with the site's key; leases hold for a day."""
+    monitor = Monitor()
+    path = MonitorPath(site, monitor)
+    path.load_key(permit_key(site), SESSION)
+    # no field is loaded, and the monitors' pedestals count all the time
+    monitor.limits["field_counts_1"] = monitor.limits["field_counts_2"] = 1e12
+    for lease in (LEASE_INTERLOCKS, LEASE_DELIVERY):
+        path.renew(lease, time.monotonic_ns() + DAY_NS)
+    with RealtimeThread(site, monitor, path.notify):
+        yield path
+
+
+def permits_in(datagrams: list[bytes], site: Site) -> list[Permit]:
+    """Decoded permits; every datagram must be one, with the right MAC."""
+    key = key_words(permit_key(site))
+    buffer = new_buffer()
+    decoded = []
+    for data in datagrams:
+        buffer.u8[: len(data)] = np.frombuffer(data, np.uint8)
+        assert permit_is_authentic(buffer, len(data), key)
+        permit = decode_permit(data)
+        assert permit is not None
+        decoded.append(permit)
+    return decoded
 
 
 async def until(what: str, condition: Callable[[], Any]) -> None:

@@ -3,82 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from controller.dose.acquisition import RealtimeThread
 from controller.dose.memory import Monitor
-from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, MonitorPath
+from controller.dose.path import LEASE_INTERLOCKS
 from drivers.errors import Refused
-from drivers.wires.frames import FRAME_BYTES, FRAME_NS, SCAN_FRAME_NS, Frame, new_buffer
+from drivers.wires.frames import FRAME_BYTES, FRAME_NS, SCAN_FRAME_NS, Frame
 from drivers.wires.frames import decode as decode_frame
-from drivers.wires.permits import KIND_DROP, KIND_PERMIT, SOURCE_CONTROLLER, Permit, key_words, permit_is_authentic
-from drivers.wires.permits import decode as decode_permit
+from drivers.wires.permits import KIND_DROP, KIND_PERMIT, SOURCE_CONTROLLER
 from drivers.wires.realtime import RealtimeWishes, ask_realtime, kernel_drops
 from interlocks.numbers import COMMANDED, LEASE_EXPIRED, STREAM_SILENT_1, STREAM_SILENT_2, STREAM_SILENT_3
-from simulators.plant.build import permit_key
 from simulators.plant.state import CAUSE_DROP, CAUSE_SILENCE
 from simulators.realtime import RoomThread
 from simulators.room import Room
 from sites.schema import Site
-from tests.realtime_parts import driver, own_site, udp_listener, until, waiting, with_permits_to
+from tests.realtime_parts import (
+    DAY_NS,
+    SESSION,
+    TOKEN,
+    driver,
+    own_site,
+    path_on_sockets,
+    permits_in,
+    streaming_room,
+    udp_listener,
+    until,
+    waiting,
+    with_permits_to,
+)
 from tests.wire_parts import within
-
-SESSION, TOKEN = 0x5E55, 0x70CE
-LOOPBACK = int(ipaddress.IPv4Address("127.0.0.1"))
-DAY_NS = 86_400_000_000_000
 
 
 @pytest.fixture
 def site(free_port: Callable[[], int], tmp_path: Path) -> Site:
     return own_site(free_port, tmp_path)
-
-
-@contextmanager
-def streaming_room(site: Site) -> Iterator[Room]:
-    """A room whose three streams go to the site's address for frames."""
-    room = Room(site, 1, boot="test")
-    with RoomThread(room) as thread:
-        for stream in (1, 2, 3):
-            thread.streams_changed(stream, 0, (LOOPBACK, site.streams.frames.port, True))
-        yield room
-
-
-@contextmanager
-def path_on_sockets(site: Site) -> Iterator[MonitorPath]:
-    """The real-time path on its thread, with the site's key; leases hold for a day."""
-    monitor = Monitor()
-    path = MonitorPath(site, monitor)
-    path.load_key(permit_key(site), SESSION)
-    # no field is loaded, and the monitors' pedestals count all the time
-    monitor.limits["field_counts_1"] = monitor.limits["field_counts_2"] = 1e12
-    for lease in (LEASE_INTERLOCKS, LEASE_DELIVERY):
-        path.renew(lease, time.monotonic_ns() + DAY_NS)
-    with RealtimeThread(site, monitor, path.notify):
-        yield path
-
-
-def permits_in(datagrams: list[bytes], site: Site) -> list[Permit]:
-    """Decoded permits; every datagram must be one, with the right MAC."""
-    key = key_words(permit_key(site))
-    buffer = new_buffer()
-    decoded = []
-    for data in datagrams:
-        buffer.u8[: len(data)] = np.frombuffer(data, np.uint8)
-        assert permit_is_authentic(buffer, len(data), key)
-        permit = decode_permit(data)
-        assert permit is not None
-        decoded.append(permit)
-    return decoded
 
 
 def threads_running() -> list[str]:
