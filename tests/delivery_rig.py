@@ -82,6 +82,7 @@ def run_delivery(
     script: Script | None = None,
     alone: bool = False,
     site_name: str | None = None,
+    make_world: Callable[[Site, int], VirtualWorld] = VirtualWorld,
 ) -> Delivery:
     """Deliver, rebuild the directory, and check what is true of every delivery.
 
@@ -96,7 +97,7 @@ def run_delivery(
         scenario = load_scenario(path)
     report = check_plan(plan, room)
     assert report.outcome == "deliverable", [f.message for f in report.findings]
-    world = VirtualWorld(room, seed)
+    world = make_world(room, seed)
     numbers = random.Random(seed)
     sink = MemorySink()
     seen: list[Delivery] = []

@@ -272,3 +272,46 @@ def test_a_treatment_that_is_given_up_leaves_no_beam(tmp_path: Path) -> None:
         assert (delivery.plant["closed"], delivery.plant["stopper_command"]) == (0, 0)
 
     run_delivery(PLAN, "carbon-fixed", tmp_path / "t", script=operator, alone=True)
+
+
+@pytest.mark.parametrize("command", ["prepare", "arm", "beam_on"])
+def test_the_second_click_of_a_double_one_is_refused_and_the_first_one_holds(command: str, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    async def twice(delivery: Delivery, name: str) -> None:
+        commands = delivery.commands
+        calls = {
+            "prepare": commands.prepare,
+            "arm": lambda: commands.arm(NAME, "test"),
+            "beam_on": lambda: commands.beam_on(NAME),
+        }
+        first = asyncio.create_task(calls[name](), name="first click")
+        await asyncio.sleep(0.001)
+        if name == command:
+            with pytest.raises(UndefinedTransition) as error:
+                await calls[name]()
+            refused.append(str(error.value))
+        await first
+
+    async def operator(delivery: Delivery) -> None:
+        await twice(delivery, "prepare")
+        while delivery.commands.state is not State.COMPLETED:
+            await twice(delivery, "arm")
+            await twice(delivery, "beam_on")
+
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", script=operator, alone=True)
+    assert delivery.outcome.status == "completed"
+    assert delivery.summary["spots_delivered"] == 48
+    assert refused
+    assert abs(delivery.truth["spot_dose_error_pct"]["mean"]) < 1.0
+
+
+def test_after_its_end_a_treatment_takes_no_commands(tmp_path: Path) -> None:
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t")
+    assert delivery.outcome.status == "completed"
+    with pytest.raises(UndefinedTransition, match="has ended"):
+        asyncio.run(delivery.commands.arm(NAME, "test"))
+    with pytest.raises(UndefinedTransition, match="has ended"):
+        delivery.commands.reset(NAME, "test")
+    delivery.commands.abort(NAME, "test")
+    assert delivery.run.latch.history == ()

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from controller.delivery.integrity import what_changed
 from controller.delivery.run import Run
 from controller.delivery.setup import check_set_ups, set_up
 from controller.delivery.standing import AlreadyTripped, require_arming
-from controller.delivery.states import TABLE, Event, State, follow
+from controller.delivery.states import TABLE, Event, State, UndefinedTransition, follow
 from controller.delivery.stopping import beam_off, book_what_was_delivered
 from controller.delivery.watch import Watch
 from controller.doctor.qualification import demand_qualification
@@ -49,6 +50,8 @@ class Treatment:
         self._next_field = 0
         self._connected = False
         self._stopping = False
+        self._busy = ""
+        self._ended = False
 
     async def __aenter__(self) -> Treatment:
         await self._group.__aenter__()
@@ -78,8 +81,9 @@ class Treatment:
         """
         run = self.run
         follow(run.state, Event.PREPARE)
-        run.publish_interlocks()
-        failure = await self._race(self._prepare(), "preparation")
+        with self._alone("preparation"):
+            run.publish_interlocks()
+            failure = await self._race(self._prepare(), "preparation")
         if run.state is State.TERMINATED:
             raise Stopped(self._why())
         for leaf in failure:
@@ -156,12 +160,13 @@ class Treatment:
     async def arm(self, operator: str, reason: str) -> None:
         """Set the next field up and close the chain."""
         run = self.run
-        await self._or_stop_at_once(Event.ARM)
-        run.event("command", name="arm", operator=operator, reason=reason)
-        index = self._next_field
-        run.tally.field_index = index
-        await self._or_stop(self._arm(index), "arming")
-        run.go(Event.ARM)
+        with self._alone("arming"):
+            await self._or_stop_at_once(Event.ARM)
+            run.event("command", name="arm", operator=operator, reason=reason)
+            index = self._next_field
+            run.tally.field_index = index
+            await self._or_stop(self._arm(index), "arming")
+            run.go(Event.ARM)
 
     async def _arm(self, index: int) -> None:
         run = self.run
@@ -184,6 +189,10 @@ class Treatment:
 
     async def beam_on(self, operator: str) -> None:
         """Deliver the armed field; returns when it is complete. Raises `Stopped`."""
+        with self._alone("delivery"):
+            await self._beam_on(operator)
+
+    async def _beam_on(self, operator: str) -> None:
         run = self.run
         await self._or_stop_at_once(Event.BEAM_ON)
         run.event("command", name="beam_on", operator=operator, reason="")
@@ -207,6 +216,25 @@ class Treatment:
 
     async def _wait_resumed(self) -> None:
         await self.run.resumed.wait()
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """One of prepare, arm and beam on at a time: the second click of a double one is refused.
+
+        Raises `UndefinedTransition`, also after the treatment has ended.
+        """
+        self._not_ended()
+        if self._busy:
+            raise UndefinedTransition(f"{what}: not now, {self._busy} is under way")
+        self._busy = what
+        try:
+            yield
+        finally:
+            self._busy = ""
+
+    def _not_ended(self) -> None:
+        if self._ended:
+            raise UndefinedTransition("the treatment has ended; what is left is a new part")
 
     async def _or_stop_at_once(self, event: Event) -> None:
         """Refuse a command that the state does not know; what was stopped since the last one stays stopped."""
@@ -298,6 +326,7 @@ class Treatment:
         Raises `Stopped` where the engine does not hold: that is a trip.
         """
         run = self.run
+        self._not_ended()
         run.go(Event.PAUSE, f"operator {operator}")
         run.event("command", name="pause", operator=operator, reason="")
         run.resumed.clear()
@@ -306,6 +335,7 @@ class Treatment:
     async def resume(self, operator: str) -> None:
         """End an operator's pause. Raises `Stopped` as `pause` does."""
         run = self.run
+        self._not_ended()
         run.go(Event.RESUME, f"operator {operator}")
         run.event("command", name="resume", operator=operator, reason="")
         if run.spill_verified.is_set():
@@ -326,7 +356,7 @@ class Treatment:
     def abort(self, operator: str, cause: str) -> None:
         """Stop for good; whoever prepares, arms or delivers sees `Stopped`. After the end it does nothing."""
         run = self.run
-        if run.stop.is_set() or Event.ABORT not in TABLE[run.state]:
+        if self._ended or run.stop.is_set() or Event.ABORT not in TABLE[run.state]:
             return
         run.event("command", name="abort", operator=operator, reason=cause)
         run.trip("OPERATOR_ABORT", detail=cause, leads=Event.ABORT)
@@ -338,6 +368,7 @@ class Treatment:
         everything has stopped, or while a cause is still there.
         """
         run = self.run
+        self._not_ended()
         follow(run.state, Event.RESET)
         if self._stopping:
             raise Refused("not reset: the treatment is still being stopped; wait for its end")
@@ -356,6 +387,7 @@ class Treatment:
     async def finish(self, outcome: str) -> None:
         """Close the part in the journal."""
         run = self.run
+        self._ended = True
         self._drain()
         run.journal.end(
             now_ns(),
