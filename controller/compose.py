@@ -10,7 +10,7 @@ everything else is as on the wire.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -108,6 +108,8 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
                 receive_permit(plant, permit, PERMIT_BYTES, s.t_ns)
         if m.state.flags_3 & NEWS_FLAGS != flags or m.state.trips != trips:
             break
+        if s.wake_visit > 0 and s.eng_visit >= s.wake_visit:
+            break
     return s.t_ns
 
 
@@ -154,18 +156,23 @@ class VirtualWorld:
             self._tape.ring,
         )
         self._recorded()
+        plant = self.room.plant.state
+        woken = 0 < int(plant["wake_visit"]) <= int(plant["eng_visit"])
+        if woken:
+            plant["wake_visit"] = 0
+            asyncio.get_running_loop().call_soon(self.room.woken.set)
         after = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
         if after != before and self.path is not None:
             asyncio.get_running_loop().call_soon(self.path.notify)
             return int(reached)
-        return t_ns
+        return int(reached) if woken else t_ns
 
     def alive(self) -> bool:
         """The plant always goes on."""
         return True
 
     @asynccontextmanager
-    async def serve(self, faults: tuple[Fault, ...]) -> AsyncIterator[MonitorPath]:
+    async def serve(self, faults: Iterable[Fault]) -> AsyncIterator[MonitorPath]:
         """Serve the room on the running virtual loop; yields the controller's real-time path."""
         self.path = MonitorPath(self.site, self.monitor)
         async with self.room.serve():

@@ -7,17 +7,15 @@ Only devices that the site calls simulated are served; no simulator ever takes t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drivers.registers import load_map
-from drivers.wires.addresses import serial_address, tcp_address
-from drivers.wires.faults import FOREVER_NS, FaultKind, WireFault, WireFaults
+from drivers.wires.faults import WireFaults
 from simulators.devices.couch import SimulatedCouch
 from simulators.devices.gantry import SimulatedGantry
 from simulators.devices.gating import SimulatedGating
@@ -31,13 +29,12 @@ from simulators.devices.plant_spot_preset import PlantSpotPreset
 from simulators.devices.register_device import DeviceIdentity, RegisterDevice
 from simulators.devices.served_wire import ServedWire
 from simulators.devices.servers import serve_ascii, serve_modbus_rtu, serve_modbus_tcp
-from simulators.faults import Fault, changed
+from simulators.fault_player import FaultPlayer
+from simulators.faults import Fault
 from simulators.plant.build import build_plant
 from simulators.plant.state import TRUTH, Plant
 from sites.schema import Device, Site
 
-FAULT_POLL_S = 0.005
-RAMP_STEP_S = 0.05
 StreamsChanged = Callable[[int, int, Destination], None]
 
 
@@ -50,8 +47,11 @@ class Room:
         self.wire_faults = WireFaults()
         self.streams_changed: StreamsChanged = streams_changed or (lambda _number, _slot, _destination: None)
         self._truths: list[NDArray[Any]] = []
-        self._begun_ns: int | None = None
-        self._results_begun = 0
+        self.begun_ns: int | None = None
+        """When the first layer was armed, plant time: the zero of a scenario's seconds."""
+        self.woken = asyncio.Event()
+        """Set when the visit that the player waits for runs; on the real clock it polls."""
+        self.player = FaultPlayer(self)
         self.wires: list[ServedWire] = []
         """The wires that are served, with what has happened on them."""
         machines = site.treatment_machines.values()
@@ -84,6 +84,7 @@ class Room:
             period_s=site.simulation.breathing_period_s,
             duty=site.simulation.gate_duty,
             selected=self._gate_selected,
+            forced=self._gate_forced,
         )
 
     def now_ns(self) -> int:
@@ -93,19 +94,24 @@ class Room:
     def _gate_selected(self, source: int) -> None:
         self.plant.state["gate_source"] = source
 
+    def _gate_forced(self, state: bool | None) -> None:
+        self.plant.parameters["gate_forced"] = 0 if state is None else 1 + state
+
     def _identity(self, name: str) -> DeviceIdentity:
         device: Device = getattr(self.site.devices, name)
         # one power-up for all: the nonces of the plant's streams tell boots apart
         return DeviceIdentity(device.device_id, boot_nonce=int(self.plant.state["nonce_1"]))
 
-    def _field_begins(self) -> None:
-        """The engine was armed with visit 1: what the field before got is kept, and forgotten by the plant."""
-        if self.plant.truth["units"].any():
+    def _layer_armed(self, first_visit: int) -> None:
+        """A layer was armed; with visit 1 a field begins: what the one before got is kept, and forgotten by the plant.
+
+        A part that begins in the middle of a field begins with another visit.
+        """
+        if first_visit == 1 and self.plant.truth["units"].any():
             self._truths.append(self.plant.truth.copy())
             self.plant.truth[:] = np.zeros(1, TRUTH)
-        if self._begun_ns is None:
-            self._begun_ns = self.now_ns()
-            self._results_begun = int(self.plant.state["results"])  # a retained ring starts where it was
+        if self.begun_ns is None:
+            self.begun_ns = self.now_ns()
 
     def truths(self) -> list[NDArray[Any]]:
         """True particles (2^-20 ion) and position sums per visit id, an array a field begun; the last one lives."""
@@ -121,7 +127,7 @@ class Room:
         if name == "scan_controller" and step:
             return PlantMagnetSupply(self.plant, self.now_ns, self._streams).device(register_map, identity)
         if name == "scan_controller":
-            scan = PlantScanController(self.plant, self.now_ns, self._field_begins, self._streams)
+            scan = PlantScanController(self.plant, self.now_ns, self._layer_armed, self._streams)
             device = scan.device(register_map, identity)
             device.set("acknowledged", int(self.plant.state["results_ack"]))
             return device
@@ -164,77 +170,6 @@ class Room:
                 self.wires.append(await stack.enter_async_context(server))
             yield
 
-    async def play(self, faults: tuple[Fault, ...]) -> None:
-        """Make the faults of a scenario happen; times count from the first field's arming."""
-        async with asyncio.TaskGroup() as group:
-            for number, fault in enumerate(faults, 1):
-                group.create_task(self._play(fault), name=f"fault {number}: {fault.name}")
-
-    async def _play(self, fault: Fault) -> None:
-        done = 0
-        while self._begun_ns is None:
-            await asyncio.sleep(FAULT_POLL_S)
-        if fault.after_visits is not None:
-            while done < fault.after_visits:
-                await asyncio.sleep(FAULT_POLL_S)
-                done = int(self.plant.state["results"]) - self._results_begun
-        else:
-            wait_s = (fault.at_s or 0.0) - (self.now_ns() - self._begun_ns) * 1e-9
-            await asyncio.sleep(max(0.0, wait_s))
-        if fault.kind == "wire":
-            self._wire_fault(fault)
-            return
-        restore = self._change(fault) if fault.ramp_s is None else await self._drift(fault, fault.ramp_s)
-        if fault.for_s is not None:
-            await asyncio.sleep(fault.for_s)
-            restore()
-
-    async def _drift(self, fault: Fault, ramp_s: float) -> Callable[[], None]:
-        """Let a quantity of the plant grow by the fault's amount, in equal small steps."""
-        steps = max(1, round(ramp_s / RAMP_STEP_S))
-        part = replace(fault, amount=fault.amount / steps)
-        restore = self._change(part)
-        for _ in range(steps - 1):
-            await asyncio.sleep(ramp_s / steps)
-            self._change(part)
-        return restore
-
-    def _wire_fault(self, fault: Fault) -> None:
-        device: Device = getattr(self.site.devices, fault.name)
-        a = device.address
-        address = tcp_address(a.host, a.port) if a.wire == "modbus_tcp" else serial_address(a.path)
-        loop_ns = round(asyncio.get_running_loop().time() * 1e9)
-        start = loop_ns - self.wire_faults.origin_ns
-        until = FOREVER_NS if fault.for_s is None else start + round(fault.for_s * 1e9)
-        self.wire_faults.add(
-            WireFault(
-                address,
-                FaultKind(fault.how),
-                direction="both" if fault.how == "cut" else "reply",
-                from_ns=start,
-                until_ns=until,
-                delay_ns=round(fault.amount * 1e9),
-            )
-        )
-
-    def _change(self, fault: Fault) -> Callable[[], None]:
-        if fault.kind == "device":
-            *path, attribute = fault.name.split(".")
-            owner: Any = getattr(self, path[0])
-            for part in path[1:]:
-                owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
-            old = getattr(owner, attribute)
-            new = changed(fault, float(old or 0.0))
-            if isinstance(old, bool) or attribute == "stuck":
-                setattr(owner, attribute, bool(new))
-            else:
-                setattr(owner, attribute, new if isinstance(old, float) else round(new))
-            return lambda: setattr(owner, attribute, old)
-        record = self.plant.parameters if fault.name in self.plant.parameters.dtype.names else self.plant.state
-        before = record[fault.name].item()
-        record[fault.name] = changed(fault, float(before))
-
-        def restore() -> None:
-            record[fault.name] = before
-
-        return restore
+    async def play(self, faults: Iterable[Fault]) -> None:
+        """Make the faults of a scenario happen (see `simulators.fault_player`)."""
+        await self.player.play(faults)

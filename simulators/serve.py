@@ -18,7 +18,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from drivers.errors import BadInput, Refused, SpotwiseError
@@ -41,7 +41,7 @@ async def serve_room(
     site: Site,
     seed: int,
     *,
-    faults: tuple[Fault, ...] = (),
+    faults: Iterable[Fault] = (),
     truth_path: Path | None = None,
     state_path: Path | None = None,
     orphan_s: float | None = None,
@@ -77,7 +77,7 @@ async def serve_room(
 
 
 async def _until(
-    end: asyncio.Event, room: Room, faults: tuple[Fault, ...], state_path: Path | None, orphan_s: float | None
+    end: asyncio.Event, room: Room, faults: Iterable[Fault], state_path: Path | None, orphan_s: float | None
 ) -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(room.play(faults), name="faults")]

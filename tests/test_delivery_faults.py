@@ -201,9 +201,9 @@ def test_every_attribute_that_a_scenario_may_change_exists_in_a_room() -> None:
         (fault("wire.gantry", kind="delay"), "delay_s"),
         (fault("plant.leak", value=1, scale=2), "exactly one of value, scale and add"),
         (fault("plant.leak", value=float("nan")).replace("NaN", "nan"), "must be a number"),
-        (fault("plant.leak", at="", value=1), "exactly one of at_s and after_visits"),
+        (fault("plant.leak", at="", value=1), "exactly one of at, at_s and after_visits"),
         (fault("weather.rain", value=1), "none of"),
-        ("[[fault]]\ntarget = 3", "want a table with a target"),
+        ("[[fault]]\ntarget = 3", "want a table with the name of a fault"),
     ],
 )
 def test_a_scenario_that_means_nothing_is_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -9,12 +9,17 @@ from drivers.wire_formats_page import page as wire_formats
 from drivers.wires.frames import FRAME_BYTES
 from interlocks.conditions import matrix
 from interlocks.matrix_page import page as interlocks
+from simulators.faults_page import page as faults
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_page_on_interlocks_is_current() -> None:
     assert (DOCS / "interlocks.md").read_text(encoding="utf-8") == interlocks()
+
+
+def test_the_page_on_faults_is_current() -> None:
+    assert (DOCS / "faults.md").read_text(encoding="utf-8") == faults()
 
 
 def test_every_condition_has_exactly_one_row() -> None:

@@ -33,6 +33,22 @@ class FaultKind(StrEnum):
     """One byte is changed."""
     DUPLICATE = "duplicate"
     """It arrives twice."""
+    REORDER = "reorder"
+    """It arrives after the message that follows it."""
+    TORN = "torn"
+    """Its first half arrives, the rest `delay_ns` later (0: never)."""
+    STALE = "stale"
+    """The one before it, of other content, arrives in its place."""
+    EXCEPTION = "exception"
+    """The device answers with exception `code`, and does nothing (`WireFaults.answering`)."""
+    WRONG_UNIT = "wrong_unit"
+    """The answer comes from another unit (Modbus), or to another sequence number (ASCII)."""
+    FROZEN = "frozen"
+    """What is read stands still from its first reading on; writes are obeyed."""
+
+
+OF_ANSWERS = frozenset({FaultKind.EXCEPTION, FaultKind.WRONG_UNIT, FaultKind.FROZEN})
+"""Faults of how a device answers: its server asks for them, bytes pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +69,14 @@ class WireFault:
     """Index of the byte that CORRUPT changes; negative counts from the end, modulo the message's length."""
     mask: int = 0x01
     """Bits that CORRUPT flips, 1 to 255."""
+    code: int = 4
+    """Modbus exception of EXCEPTION, 1 to 255."""
 
     def __post_init__(self) -> None:
         if self.kind is FaultKind.DELAY and self.delay_ns <= 0:
             raise ValueError(f"wire fault on {self.address}: a delay of {self.delay_ns} ns delays nothing")
+        if self.kind is FaultKind.EXCEPTION and not 1 <= self.code <= 255:
+            raise ValueError(f"wire fault on {self.address}: exception code {self.code} must be 1 to 255")
         if not 1 <= self.mask <= 255:
             raise ValueError(f"wire fault on {self.address}: mask {self.mask} must be 1 to 255")
         if self.nth is not None and self.nth < 1:
@@ -70,6 +90,8 @@ class WireFaults:
         self.origin_ns = origin_ns
         self._faults: list[WireFault] = []
         self._seen: dict[tuple[int, Direction], int] = {}
+        self._last: dict[tuple[str, Direction], list[bytes]] = {}
+        self._held: dict[tuple[int, Direction], bytes] = {}
         self.applied: list[tuple[int, WireFault]] = []
         """(time since the origin in ns, fault), in order: what was really done."""
         for fault in faults:
@@ -79,32 +101,66 @@ class WireFaults:
         """Add a fault while the run is under way."""
         self._faults.append(fault)
 
+    def answering(self, address: str, t_ns: int) -> WireFault | None:
+        """The fault, if any, of how the device at this address answers a request at `t_ns` on the loop's clock."""
+        since_ns = t_ns - self.origin_ns
+        for index, fault in enumerate(self._faults):
+            if fault.kind in OF_ANSWERS and fault.address == address and self._hits(index, fault, "reply", since_ns):
+                return fault
+        return None
+
+    def _hits(self, index: int, fault: WireFault, direction: Direction, since_ns: int) -> bool:
+        """Whether a message that comes is one that the fault means; it is noted."""
+        if not fault.from_ns <= since_ns < fault.until_ns:
+            return False
+        number = self._seen.get((index, direction), 0) + 1
+        self._seen[(index, direction)] = number
+        if fault.nth is not None and number != fault.nth:
+            return False
+        self.applied.append((since_ns, fault))
+        return True
+
     def pass_on(self, address: str, direction: Direction, data: bytes, t_ns: int) -> list[tuple[int, bytes]]:
         """Return what becomes of a message at `t_ns` on the loop's clock: 0 to n times (delay in ns, bytes)."""
         since_ns = t_ns - self.origin_ns
-        delay_ns = 0
-        copies = 1
+        messages = [(0, data)]
         for index, fault in enumerate(self._faults):
-            if fault.address != address or fault.direction not in (direction, "both"):
+            if fault.address != address or fault.direction not in (direction, "both") or fault.kind in OF_ANSWERS:
                 continue
-            if not fault.from_ns <= since_ns < fault.until_ns:
-                continue
-            number = self._seen.get((index, direction), 0) + 1
-            self._seen[(index, direction)] = number
-            if fault.nth is not None and number != fault.nth:
-                continue
-            self.applied.append((since_ns, fault))
-            match fault.kind:
-                case FaultKind.CUT | FaultKind.DROP:
-                    copies = 0
-                case FaultKind.DELAY:
-                    delay_ns += fault.delay_ns
-                case FaultKind.CORRUPT:
-                    at = fault.byte % len(data)
-                    data = data[:at] + bytes([data[at] ^ fault.mask]) + data[at + 1 :]
-                case FaultKind.DUPLICATE:
-                    copies *= 2
-        return [(delay_ns, data)] * copies
+            held = self._held.pop((index, direction), None)
+            if self._hits(index, fault, direction, since_ns):
+                messages = [
+                    m for delay_ns, piece in messages for m in self._harm(index, fault, direction, delay_ns, piece)
+                ]
+            if held is not None:
+                messages.append((0, held))
+        last = self._last.setdefault((address, direction), [])
+        if not last or last[-1] != data:
+            self._last[(address, direction)] = [*last[-1:], data]
+        return messages
+
+    def _harm(
+        self, index: int, fault: WireFault, direction: Direction, delay_ns: int, data: bytes
+    ) -> list[tuple[int, bytes]]:
+        match fault.kind:
+            case FaultKind.DELAY:
+                return [(delay_ns + fault.delay_ns, data)]
+            case FaultKind.CORRUPT:
+                at = fault.byte % len(data)
+                return [(delay_ns, data[:at] + bytes([data[at] ^ fault.mask]) + data[at + 1 :])]
+            case FaultKind.DUPLICATE:
+                return [(delay_ns, data)] * 2
+            case FaultKind.TORN:
+                half = (len(data) + 1) // 2
+                rest = [(delay_ns + fault.delay_ns, data[half:])] if fault.delay_ns else []
+                return [(delay_ns, data[:half]), *rest]
+            case FaultKind.STALE:
+                before = [piece for piece in self._last.get((fault.address, direction), []) if piece != data]
+                return [(delay_ns, before[-1] if before else data)]
+            case FaultKind.REORDER:
+                self._held[(index, direction)] = data
+                return []
+        return []  # cut, drop
 
 
 class FaultGate:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from drivers.wires.faults import FaultGate, WireFaults
+from drivers.wires.faults import FaultGate, FaultKind, WireFault, WireFaults
 from drivers.wires.ports import DeviceBusy, IllegalAddress, IllegalValue, LineDevice
-from drivers.wires.serial_line import ECHO_COMMAND, Line, LineBuffer, LineKind, encode_line
+from drivers.wires.serial_line import ECHO_COMMAND, Line, LineBuffer, LineKind, decode_line, encode_line
 from simulators.devices.served_wire import ServedWire
 
 log = logging.getLogger("spotwise.simulators.wires")
@@ -21,6 +21,8 @@ class LineServer(asyncio.Protocol):
     def __init__(self, device: LineDevice, wire: ServedWire, faults: WireFaults | None) -> None:
         self._device = device
         self._wire = wire
+        self._faults = faults
+        self._frozen: tuple[WireFault, dict[str, Line]] | None = None
         self._buffer = LineBuffer()
         self._transport: asyncio.Transport | None = None
         self._requests = FaultGate(faults, wire.address, "request", self._received)
@@ -50,6 +52,23 @@ class LineServer(asyncio.Protocol):
             self._transport.write(data)
 
     def _answer(self, request: Line) -> bytes:
+        """The answer, as the faults of this wire let the device give it."""
+        now_ns = round(asyncio.get_running_loop().time() * 1e9)
+        fault = None if self._faults is None else self._faults.answering(self._wire.address, now_ns)
+        if fault is None or request.text.startswith(ECHO_COMMAND):
+            return self._own_answer(request)
+        if fault.kind is FaultKind.EXCEPTION:
+            return encode_line(Line(LineKind.REFUSAL, request.sequence, f"{fault.code},fault"))
+        if fault.kind is FaultKind.WRONG_UNIT:
+            return self._own_answer(Line(request.kind, request.sequence ^ 1, request.text))
+        if self._frozen is None or self._frozen[0] is not fault:
+            self._frozen = (fault, {})
+        own = decode_line(self._own_answer(request).rstrip(b"\n"))
+        assert own is not None
+        first = self._frozen[1].setdefault(request.text, own)
+        return encode_line(Line(first.kind, request.sequence, first.text))
+
+    def _own_answer(self, request: Line) -> bytes:
         try:
             if request.text.startswith(ECHO_COMMAND):
                 text = request.text[len(ECHO_COMMAND) :]

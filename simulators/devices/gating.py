@@ -30,16 +30,45 @@ class SimulatedGating:
         period_s: float,
         duty: float,
         selected: Callable[[int], None] | None = None,
+        forced: Callable[[bool | None], None] | None = None,
     ) -> None:
-        """`selected(source)` is told of each change, for a plant that carries the gate line itself."""
+        """For a plant that carries the gate line itself: `selected(source)` is told of each change of source.
+
+        `forced(state)` is told where a fault holds the line: open, closed, or (None) not any more.
+        """
         self._now_ns = now_ns
         self._sources = sources
         self._period_ns = round(period_s * 1e9)
         self._open_ns = round(period_s * duty * 1e9)
         self._selected = selected
+        self._forced = forced
         self.source = 0
-        self.fault = False
-        self.stuck: bool | None = None
+        self._fault = False
+        self._stuck: bool | None = None
+
+    @property
+    def fault(self) -> bool:
+        """No usable signal: the gate is closed."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, value: bool) -> None:
+        self._fault = value
+        self._tell()
+
+    @property
+    def stuck(self) -> bool | None:
+        """The state in which the gate line hangs, None: it does not."""
+        return self._stuck
+
+    @stuck.setter
+    def stuck(self, value: bool | None) -> None:
+        self._stuck = value
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._forced is not None:
+            self._forced(self._stuck if self._stuck is not None else False if self._fault else None)
 
     def gate_open(self, now_ns: int) -> bool:
         """State of the gate line at a time."""

@@ -19,7 +19,7 @@ from pymodbus.server import ModbusSerialServer, ModbusTcpServer
 from pymodbus.server.requesthandler import ServerRequestHandler
 from pymodbus.simulator import DataType, SimData, SimDevice
 
-from drivers.wires.faults import FaultGate, WireFaults
+from drivers.wires.faults import FaultGate, FaultKind, WireFault, WireFaults
 from drivers.wires.modbus_pdu import (
     EXCEPTION,
     FC_DIAGNOSTICS,
@@ -44,6 +44,7 @@ from drivers.wires.ports import (
     IllegalValue,
     RegisterBank,
 )
+from simulators.devices.frozen import FrozenBank
 from simulators.devices.served_wire import ServedWire
 
 log = logging.getLogger("spotwise.simulators.wires")
@@ -120,8 +121,10 @@ class _BankHandler(ServerRequestHandler):
         super().__init__(owner, None, None, None)  # type: ignore[no-untyped-call]
         self._bank = owner.bank
         self._wire = owner.wire
+        self._faults = owner.faults
         self._rest = b""
         self._collected: list[bytes] | None = None
+        self._other_unit = 0
         self._requests = FaultGate(owner.faults, owner.wire.address, "request", self._received)
         self._replies = FaultGate(owner.faults, owner.wire.address, "reply", self._write_out)
 
@@ -151,12 +154,31 @@ class _BankHandler(ServerRequestHandler):
     def _answer(self, message: bytes) -> bytes:
         """Answer one request; a failing device is exception 4."""
         self._wire.requests += 1
+        fault = None if self._faults is None else self._faults.answering(self._wire.address, self._now_ns())
+        self._other_unit = 0
+        bank = self._bank
+        if fault is not None:
+            if fault.kind is FaultKind.EXCEPTION:
+                return _refusal(message[0] & ~EXCEPTION, fault.code)
+            if fault.kind is FaultKind.WRONG_UNIT:
+                self._other_unit = 1
+            else:
+                bank = self._frozen_bank(fault)
         try:
-            return answer(self._bank, message)
+            return answer(bank, message)
         except Exception:  # boundary: a failing device must answer as one (exception 4), and the reason must be seen
             self._wire.failures += 1
             log.exception("%s: the simulated device failed on request %s", self._wire.address, message.hex(" "))
             return _refusal(message[0] & ~EXCEPTION, DEVICE_FAILURE)
+
+    def _now_ns(self) -> int:
+        return round(self.loop.time() * 1e9)
+
+    def _frozen_bank(self, fault: WireFault) -> RegisterBank:
+        """What the bank reads like while a fault freezes it, on all its connections."""
+        if self._wire.frozen is None or self._wire.frozen.fault is not fault:
+            self._wire.frozen = FrozenBank(self._bank, fault)
+        return self._wire.frozen
 
 
 class _TcpHandler(_BankHandler):
@@ -178,7 +200,8 @@ class _TcpHandler(_BankHandler):
             end = at + 6 + length
             if len(rest) < end:
                 break
-            self._replies.push(tcp_frame(transaction, unit, self._answer(rest[at + 7 : end])))
+            message = self._answer(rest[at + 7 : end])
+            self._replies.push(tcp_frame(transaction, unit ^ self._other_unit, message))
             at = end
         self._collected = None
         if collected and self.transport is not None:
@@ -222,7 +245,8 @@ class _RtuHandler(_BankHandler):
             self._rest = rest
 
     def _serve(self, message: bytes) -> None:
-        frame = bytes((self.server.unit,)) + self._answer(message)
+        answered = self._answer(message)
+        frame = bytes((self.server.unit ^ self._other_unit,)) + answered
         self._replies.push(frame + FramerRTU.compute_CRC(frame).to_bytes(2, "big"))
 
 

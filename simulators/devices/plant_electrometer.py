@@ -136,8 +136,8 @@ class PlantElectrometer:
             getters={
                 "counts": lambda: int(state[f"frame_counts_{n}"]),
                 "high_voltage_v": lambda: float(parameters[f"hv_{n}_v"]),
-                "temperature_c": lambda: sim.temperature_c,
-                "pressure_hpa": lambda: sim.pressure_hpa,
+                "temperature_c": lambda: sim.temperature_c + float(parameters[f"temperature_error_{n}_c"]),
+                "pressure_hpa": lambda: sim.pressure_hpa + float(parameters[f"pressure_error_{n}_hpa"]),
                 "self_test": lambda: int(state[f"self_test_{n}"]),
                 "streaming": self._destinations.any,
                 "trip": lambda: int(state["backup_trip"]) if n == 2 else 0,

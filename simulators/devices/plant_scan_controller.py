@@ -34,16 +34,16 @@ class PlantScanController:
         self,
         plant: Plant,
         now_ns: Callable[[], int],
-        started: Callable[[], None],
+        armed: Callable[[int], None],
         streams_changed: Callable[[int, int, Destination], None],
     ) -> None:
-        """`started` is called when a layer with visit 1 is armed: a new field begins.
+        """`armed` is told the first visit of each layer that is armed.
 
         `streams_changed(3, slot, destination)` is told where frames shall go.
         """
         self._plant = plant
         self._now_ns = now_ns
-        self._started = started
+        self._armed = armed
         self._destinations = StreamDestinations(3, streams_changed)
         self._device: RegisterDevice | None = None
 
@@ -105,8 +105,7 @@ class PlantScanController:
                 return BANK_EMPTY
             if int(values["command_crc32"]) != self.crc32(bank):
                 return BAD_CRC
-            if self._plant.first_visit[bank] == 1:
-                self._started()
+            self._armed(int(self._plant.first_visit[bank]))
         if command == CMD_START:
             if state["eng_state"] != ENG_ARMED:
                 return WRONG_STATE

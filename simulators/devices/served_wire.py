@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulators.devices.frozen import FrozenBank
+
 
 @dataclass(slots=True)
 class ServedWire:
@@ -22,3 +24,5 @@ class ServedWire:
     """Requests in which the simulated device itself failed (exception 4; logged)."""
     garbage: int = 0
     """Times that bytes were thrown away, or a connection closed, because they were no request."""
+    frozen: FrozenBank | None = None
+    """What the device reads like while a fault freezes it, for all its connections."""

@@ -120,7 +120,7 @@ def advance_chopper(plant, t_ns, step_ns):
     """Move the chopper through one step; returns the ns of the step with beam let through."""
     p = plant.parameters
     s = plant.state
-    target = 1 if (s.request == 1 and s.closed == 1) else 0
+    target = 1 if (s.request == 1 and s.closed == 1) or p.unasked == 1 else 0
     if target != s.beam_target:
         s.beam_target = target
         s.beam_change_ns = t_ns + (p.on_delay_ns if target == 1 else p.off_delay_ns)

@@ -167,6 +167,9 @@ def write_request(
     true_energy = energy_mev_u + float(plant.parameters["energy_offset_mev_u"])
     t = plant.tune[1]
     t["energy_mev_u"], t["ion"], t["port_deg"], t["level"] = energy_mev_u, IONS.index(ion), port_deg, level
+    error = int(plant.parameters["ion_error"])
+    ion = IONS[error - 1] if error else ion
+    t["true_ion"] = IONS.index(ion)
     t["optics"] = optics
     t["rate_units_ns"] = round(site.accelerator.intensities_per_s[level] * ION_UNIT * 1e-9)
     t["brho_tm"] = rigidity_tm(ion, true_energy)

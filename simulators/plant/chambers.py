@@ -24,7 +24,7 @@ def _drain(drift, share):
 def gain_units(counts_per_ion, ks_s, rate_units_ns, factor):
     """Count units per ion at this rate: 1 / ks of what is freed is collected."""
     rate_per_s = float(rate_units_ns) * (1e9 / ION_UNIT)
-    return int(counts_per_ion * factor / (1.0 + ks_s * rate_per_s) * COUNT_UNIT)
+    return int(counts_per_ion * max(0.0, factor) / (1.0 + ks_s * rate_per_s) * COUNT_UNIT)
 
 
 @compiled

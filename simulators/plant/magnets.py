@@ -22,9 +22,11 @@ def advance_magnets(plant, t_ns):
     p = plant.parameters
     s = plant.state
     if p.stuck_x == 0:
-        s.current_x_ma += _clip(s.set_x_ma - s.current_x_ma, p.slew_x_ma_step)
+        towards_ma = 0.0 if p.tripped_x == 1 else s.set_x_ma
+        s.current_x_ma += _clip(towards_ma - s.current_x_ma, p.slew_x_ma_step)
     if p.stuck_y == 0:
-        s.current_y_ma += _clip(s.set_y_ma - s.current_y_ma, p.slew_y_ma_step)
+        towards_ma = 0.0 if p.tripped_y == 1 else s.set_y_ma
+        s.current_y_ma += _clip(towards_ma - s.current_y_ma, p.slew_y_ma_step)
     dx = (s.current_x_ma - s.field_x_ma) * p.settle_share
     dy = (s.current_y_ma - s.field_y_ma) * p.settle_share
     s.field_x_ma += dx
@@ -65,7 +67,8 @@ def field_x_tm(plant):
     """True integral field of the x magnet, T m."""
     p = plant.parameters
     s = plant.state
-    return plant.tune[0].field_x_tm_ma * p.gain_x * (s.field_x_ma + p.hysteresis_ma * s.memory_x)
+    field_ma = s.field_y_ma if p.swapped == 1 else s.field_x_ma
+    return plant.tune[0].field_x_tm_ma * p.gain_x * (field_ma + p.hysteresis_ma * s.memory_x)
 
 
 @compiled_inline
@@ -73,7 +76,8 @@ def field_y_tm(plant):
     """True integral field of the y magnet, T m."""
     p = plant.parameters
     s = plant.state
-    return plant.tune[0].field_y_tm_ma * p.gain_y * (s.field_y_ma + p.hysteresis_ma * s.memory_y)
+    field_ma = s.field_x_ma if p.swapped == 1 else s.field_y_ma
+    return plant.tune[0].field_y_tm_ma * p.gain_y * (field_ma + p.hysteresis_ma * s.memory_y)
 
 
 @compiled

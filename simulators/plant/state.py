@@ -64,6 +64,7 @@ PARAMETER_FIELDS: Fields = (
     ("off_delay_ns", "i8", "ns, end of request, or chain open, to no beam (chopper)"),
     ("stopper_delay_ns", "i8", "ns, command to stopper in place"),
     ("chopper_stuck", "i8", "fault: 1: the chopper does not close"),
+    ("unasked", "i8", "fault: 1: the chopper lets beam through that nobody asks for"),
     ("leak", "f8", "fault: share of the intensity that passes a closed chopper"),
     ("rate_scale", "f8", "fault: true intensity over nominal"),
     ("ripple", "f8", "relative rms of the intensity"),
@@ -78,10 +79,14 @@ PARAMETER_FIELDS: Fields = (
     ("gain_y", "f8", "true field over nominal field"),
     ("stuck_x", "i8", "fault: 1: the x supply stays where it is"),
     ("stuck_y", "i8", "fault: 1: the y supply stays where it is"),
+    ("tripped_x", "i8", "fault: 1: the x supply has tripped: its current goes to 0"),
+    ("tripped_y", "i8", "fault: 1: the y supply has tripped"),
+    ("swapped", "i8", "fault: 1: each supply feeds the other axis' magnet"),
     ("hysteresis_ma", "f8", "mA, field memory at saturation"),
     ("offset_x_mm", "f8", "mm at isocentre, beam position error"),
     ("offset_y_mm", "f8", "mm at isocentre, beam position error"),
     ("position_noise_mm", "f8", "mm rms, slow"),
+    ("ion_error", "i8", "fault: 1 + index of the ion that really comes with the next request, 0: the one asked for"),
     ("sigma_scale", "f8", "true spot sigma over nominal"),
     ("gain_1", "f8", "fault: factor on electrometer 1's charge"),
     ("gain_2", "f8", "fault: factor on electrometer 2's charge"),
@@ -107,10 +112,16 @@ PARAMETER_FIELDS: Fields = (
     ("strip_noise", "i8", "1: on"),
     ("pitch_x_mm", "f8", "mm"),
     ("pitch_y_mm", "f8", "mm"),
+    ("temperature_error_1_c", "f8", "fault: C, what electrometer 1's sensor shows too much"),
+    ("temperature_error_2_c", "f8", "fault: C, the same of electrometer 2"),
+    ("pressure_error_1_hpa", "f8", "fault: hPa"),
+    ("pressure_error_2_hpa", "f8", "fault: hPa"),
     ("dead_strip", "i8", "fault: index 0..255 of a dead strip, -1: none"),
     ("tail_ns", "i8", "ns, the engine's wait after beam-off before it latches"),
     ("gate_period_ns", "i8", "ns, breathing period"),
     ("gate_open_ns", "i8", "ns of each period in which the gate is open"),
+    ("gate_forced", "i8", "fault: 1: the gate line is closed, 2: open, whatever the breathing; 0: not"),
+    ("gate_flicker_ns", "i8", "fault: ns for which the gate line stays before it changes, while a source is selected"),
     ("key_0", "u8", "permit key"),
     ("key_1", "u8", "permit key"),
     ("controller_required", "i8", "1: the chain needs the controller's permits"),
@@ -122,7 +133,8 @@ PARAMETER_FIELDS: Fields = (
 TUNE_FIELDS: Fields = (
     # what follows from a request: [0] in force, [1] requested
     ("energy_mev_u", "f8", "MeV/u, set"),
-    ("ion", "i8", "index into IONS"),
+    ("ion", "i8", "index into IONS, as asked for"),
+    ("true_ion", "i8", "index into IONS, as it comes"),
     ("port_deg", "f8", "deg"),
     ("level", "i8", "intensity level"),
     ("optics", "i8", "index of the treatment machine whose optics are set"),
@@ -282,6 +294,8 @@ STATE_FIELDS: Fields = (
     ("sequence_f1", "i8", "next sequence numbers"),
     ("sequence_f2", "i8", ""),
     ("sequence_f3", "i8", ""),
+    # faults
+    ("wake_visit", "i8", "visit that a fault waits for in virtual time, 0: none"),
 )
 
 

@@ -117,6 +117,10 @@ def advance_frame(plant, frame_1, frame_2, frame_3):
     obey_commands(plant, t_ns)
     advance_accelerator(plant, t_ns)
     s.gate_open = 1 if s.gate_source == 0 or t_ns % p.gate_period_ns < p.gate_open_ns else 0
+    if s.gate_source != 0 and p.gate_flicker_ns > 0:
+        s.gate_open = t_ns // p.gate_flicker_ns % 2
+    if p.gate_forced != 0:
+        s.gate_open = p.gate_forced - 1
     advance_chain(plant, t_ns)
     s.rate_units_ns = frame_rate(plant, t_ns)
     s.beam_ns = 0
@@ -137,6 +141,7 @@ def advance_frame(plant, frame_1, frame_2, frame_3):
             or (s.eng_state == ENG_RUNNING and s.spill_on == 0 and s.request == 0 and s.eng_sub != SUB_TAIL)
         )
         and p.leak == 0.0
+        and p.unasked == 0
         and magnets_at_rest(plant)
     )
     if idle:

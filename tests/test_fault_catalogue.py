@@ -1,0 +1,143 @@
+"""Every fault of the catalogue, played in virtual time: it happens, and the treatment ends safe and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from drivers.errors import BadInput
+from interlocks.conditions import matrix
+from simulators.fault_kinds import NO_TRIP, REFUSED, Kind, catalogue, parse_catalogue
+from simulators.faults import load_faults, parse_faults
+from simulators.faults_page import entry
+from tests.delivery_rig import EXAMPLES, Delivery, run_delivery
+
+PLAN = EXAMPLES / "small_carbon.dcm"
+SPIKE = catalogue()["spill_spike"]
+
+
+def play(kind: Kind, tmp_path: Path) -> Delivery:
+    """The example of a fault on a plan of a few tens of spots."""
+    return run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=entry(kind))
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_a_fault_ends_as_the_catalogue_says(name: str, tmp_path: Path) -> None:
+    kind = catalogue()[name]
+    delivery = play(kind, tmp_path)
+    played = delivery.world.room.player.played
+    assert [p.fault.name for p in played if p.fired_ns is not None] == [name]
+    status = delivery.outcome.status
+    if status == "completed":
+        ended = NO_TRIP
+    elif status == "refused":
+        ended = REFUSED
+    else:
+        assert delivery.first_out is not None, delivery.outcome.message
+        ended = delivery.first_out
+    assert ended in kind.expected
+    assert delivery.plant["beam_present"] == 0
+    assert delivery.plant["closed"] == 0
+    assert delivery.plant["armed"] == 0
+
+
+def test_what_is_expected_of_a_fault_is_in_the_matrix() -> None:
+    for kind in catalogue().values():
+        assert kind.expected
+        assert set(kind.expected) <= {*matrix(), NO_TRIP, REFUSED}, kind.name
+
+
+def test_every_parameter_has_a_default_inside_its_range() -> None:
+    for kind in catalogue().values():
+        for parameter in kind.parameters.values():
+            if parameter.choices:
+                assert parameter.default in parameter.choices, f"{kind.name}.{parameter.name}"
+            else:
+                assert parameter.least <= float(parameter.default) <= parameter.most, f"{kind.name}.{parameter.name}"
+
+
+def test_a_fault_comes_where_its_place_says(tmp_path: Path) -> None:
+    scenario = entry(SPIKE, at={"field": 2, "visit": 5}, factor=10)
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario)
+    assert [field["complete"] for field in delivery.summary["per_field"]] == [True, False]
+    assert int(delivery.visits["visit"][-1]) in (5, 6)
+
+
+def test_a_fault_in_a_layer_comes_after_the_layers_before(tmp_path: Path) -> None:
+    scenario = entry(catalogue()["chain_button"], at={"field": 1, "layer": 2, "state": "running"})
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario)
+    first = int(delivery.run.programs[0][1].visits["visit"][0])
+    assert set(range(1, first)) <= set(delivery.visits["visit"].tolist())
+    assert delivery.first_out == "CHAIN_OPENED"
+
+
+def test_two_faults_of_a_scenario_both_happen(tmp_path: Path) -> None:
+    early = entry(catalogue()["spill_ends_early"])
+    late = entry(catalogue()["chain_button"], at={"field": 2, "visit": 3})
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=early + late)
+    assert [p.fired_ns is not None for p in delivery.world.room.player.played] == [True, True]
+    assert delivery.first_out == "CHAIN_OPENED"
+
+
+def test_what_a_fault_changed_comes_back(tmp_path: Path) -> None:
+    scenario = entry(catalogue()["chamber_gain"], factor=0.999, for_s=0.01)
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario)
+    played = delivery.world.room.player.played[0]
+    assert delivery.outcome.status == "completed"
+    assert played.ended_ns is not None
+    assert played.fired_ns is not None
+    assert played.ended_ns - played.fired_ns == 10_000_000
+    assert delivery.world.room.plant.parameters["gain_1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[fault]]\nname = "spill_spikes"\nat = { s = 1 }', r"line 2: fault 1: .*did you mean 'spill_spike'"),
+        ('\n[[fault]]\nname = "spill_spike"\n\nfaktor = 3\nat = { s = 1 }', r"line 5: .*did you mean 'factor'"),
+        ('[[fault]]\nname = "spill_spike"\nfactor = 30\nat = { s = 1 }', r"line 3: .*factor is 30 , want 1 to 10"),
+        ('[[fault]]\nname = "spill_spike"\nfactor = "x"\nat = { s = 1 }', r"line 3: .*must be a number"),
+        ('[[fault]]\nname = "magnet_stuck"\naxis = "z"\nat = { s = 1 }', r"line 3: .*want one of x, y"),
+        ('[[fault]]\nname = "spill_spike"', "exactly one of at, at_s and after_visits"),
+        ('[[fault]]\nname = "spill_spike"\nat = { feild = 1 }', r"line 3: .*did you mean 'field'"),
+        ('[[fault]]\nname = "spill_spike"\nat = { visit = 0 }', "a whole number from 1 on"),
+        ('[[fault]]\nname = "spill_spike"\nat = { state = "armd" }', "did you mean 'armed'"),
+        ('[[fault]]\nname = "spill_spike"\nat = { s = -1 }', "not negative"),
+        ('[[fault]]\nname = "spill_spike"\nat = 3', "at must be a table"),
+        ('[[fault]]\nname = "spill_spike"\nat = {}', "at is empty"),
+        ('[[fault]]\nname = "spill_spike"\nat = { visits = 3, field = 1 }', "counts over all fields"),
+        ('[[fault]]\nname = "counter_fell"\nat = { s = 1 }\nfor_s = 1', "line 4: .*takes no for_s"),
+        ('[[fault]]\ntarget = "plant.lek"\nvalue = 1\nat_s = 1', "did you mean 'leak'"),
+        ('[[fault]]\ntarget = "plant.leak"\nvalu = 1\nat_s = 1', r"line 3: .*did you mean 'value'"),
+    ],
+)
+def test_what_means_nothing_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=message):
+        load_faults(path)
+
+
+def test_defaults_are_filled_in() -> None:
+    (fault,) = parse_faults('[[fault]]\nname = "spill_spike"\nat = { s = 1 }')
+    assert fault.parameters == {"factor": 4.0}
+    assert [(a.kind, a.name, a.how, a.amount) for a in fault.actions] == [("plant", "rate_scale", "scale", 4.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[a]\nside = 'air'\nwhat = ''\nexpected = []\ndo = []\nexample = {}", "side is 'air'"),
+        ("[a]\nside = 'wire'", "no do, example, expected, what"),
+        ("[a]\nnonsense = 1", "want a table with keys"),
+        ("[a]\nside = 'wire'\nwhat = ''\nexpected = []\nexample = {}\ndo = [{ target = 'plant.x' }]", "exactly one of"),
+        (
+            "[a]\nside = 'wire'\nwhat = ''\nexpected = []\nexample = {}\ndo = [{ target = 'plant.x', value = 'y' }]",
+            "'y' is no parameter",
+        ),
+    ],
+)
+def test_a_catalogue_that_could_not_work_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_catalogue(text)
