@@ -16,8 +16,8 @@ Made from `simulators/faults.toml` by `python -m simulators.faults_page`; a test
 plays every example below in virtual time.
 
 `spotwise deliver PLAN --site SITE --fault FILE` plays a scenario on the simulated room: a TOML file, one
-`[[fault]]` table a fault, as many as wanted. A fault has a name, its parameters (those not given have their default), a place, and, where
-it lasts, a duration:
+`[[fault]]` table a fault, as many as wanted. A fault has a name, its parameters (those not given have their default),
+a place, and, where it lasts, a duration:
 
 ```toml
 [[fault]]
