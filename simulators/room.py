@@ -134,7 +134,7 @@ class Room:
         if name in ("electrometer_1", "electrometer_2"):
             number = int(name[-1])
             electrometer = PlantElectrometer(self.plant, self.site, number, self.now_ns, self._streams)
-            preset = PlantSpotPreset(self.plant, self._field_begins) if step and number == 1 else None
+            preset = PlantSpotPreset(self.plant, self._layer_armed) if step and number == 1 else None
             device = electrometer.device(register_map, identity, preset)
             if preset is not None:
                 device.set("spots_acknowledged", int(self.plant.state["results_ack"]))

@@ -37,10 +37,10 @@ BEAM_OFF_BOTH_ENDS = 3
 class PlantSpotPreset:
     """One layer's presets, as they come."""
 
-    def __init__(self, plant: Plant, started: Callable[[], None]) -> None:
-        """`started` is called when a layer with visit 1 is armed: a new field begins."""
+    def __init__(self, plant: Plant, armed: Callable[[int], None]) -> None:
+        """`armed` is told the first visit of each layer that is armed."""
         self._plant = plant
-        self._started = started
+        self._armed = armed
         self._bank = 0
 
     def _post(self, command: int, token: int = 0) -> None:
@@ -75,8 +75,7 @@ class PlantSpotPreset:
         plant.gated[self._bank] = int(values["sequence_gated"])
         state["step_rows"] = 0
         state["step_go"] = 0
-        if first == 1:
-            self._started()
+        self._armed(first)
         self._post(CMD_ARM, int(values["sequence_token"]))
         return ACCEPTED
 
