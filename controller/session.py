@@ -27,6 +27,7 @@ from controller.delivery.treatment import Treatment
 from controller.dose.path import MonitorPath
 from controller.plan.check import CheckReport
 from controller.plan.loaded import LoadedPlan
+from controller.record.disk import THE_DISK, Disk
 from controller.record.identity import write_identity
 from controller.record.journal import JournalWriter
 from controller.telemetry_sinks import TelemetrySink
@@ -136,6 +137,7 @@ async def deliver(
     telemetry: TelemetrySink,
     *,
     nonce: Callable[[], int] | None = None,
+    disk: Disk = THE_DISK,
     watch: Callable[[Run, Commands], None] = lambda _run, _commands: None,
 ) -> tuple[Outcome, Run]:
     """Deliver a checked plan field by field through the command API; never raises for what the room does.
@@ -147,7 +149,7 @@ async def deliver(
         raise Refused("the plan has not passed its check")
     commands = Commands(order.site)
     commands.report = report
-    with JournalWriter(order.out / "journal.bin") as journal:
+    with JournalWriter(order.out / "journal.bin", disk) as journal:
         write_identity(order.out / "identity.dcm", loaded.patient)
         journal.header(now_ns(), header(order, loaded))
         run = Run(order.site, loaded.plan, open_devices(order.site), path, journal, telemetry)

@@ -20,6 +20,7 @@ from controller.delivery.run import Run
 from controller.delivery.states import State
 from controller.delivery.treatment import Treatment
 from controller.plan.check import check_plan
+from controller.record.disk import THE_DISK, Disk
 from controller.record.identity import write_identity
 from controller.record.journal import JournalWriter
 from controller.record.journal_reader import read_journal
@@ -83,6 +84,7 @@ def run_delivery(
     alone: bool = False,
     site_name: str | None = None,
     make_world: Callable[[Site, int], VirtualWorld] = VirtualWorld,
+    disk: Disk = THE_DISK,
 ) -> Delivery:
     """Deliver, rebuild the directory, and check what is true of every delivery.
 
@@ -107,7 +109,7 @@ def run_delivery(
         assert report.loaded is not None
         order = Order(plan, room, directory, seed, site_name=site_name)
         async with world.serve(scenario) as path:
-            with JournalWriter(directory / "journal.bin") as journal:
+            with JournalWriter(directory / "journal.bin", disk) as journal:
                 write_identity(directory / "identity.dcm", report.loaded.patient)
                 journal.header(0, header(order, report.loaded))
                 run = Run(room, report.loaded.plan, open_devices(room), path, journal, sink)
@@ -140,6 +142,7 @@ def run_delivery(
                 site_key(room),
                 sink,
                 nonce=lambda: numbers.getrandbits(63) | 1,
+                disk=disk,
                 watch=watch,
             )
             for play in plays:

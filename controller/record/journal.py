@@ -12,7 +12,6 @@ records of `ROWS_PER_RECORD`; `flush()` and `sync()` close the open one.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.machine.program import VISIT_PLAN_DTYPE, LayerProgram
+from controller.record.disk import THE_DISK, Disk
 from controller.record.journal_format import (
     FILE_HEADER,
     GENESIS,
@@ -72,8 +72,9 @@ class JournalWriter:
     damaged, `JournalDiskError` where the disk refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk = THE_DISK) -> None:
         self.path = path
+        self._disk = disk
         self.cut: str | None = None
         """What was cut from the end of an existing journal, in words; None: nothing."""
         self._sequence = 0
@@ -85,25 +86,20 @@ class JournalWriter:
         self._thread: ThreadPoolExecutor | None = None
         self._drain_queued = False  # a drain is waiting in the thread and will take what is in the buffer
         self._fault: OSError | None = None
-        existing = path.exists() and path.stat().st_size > 0
-        if existing:
+        keep = 0
+        if path.exists() and path.stat().st_size > 0:
             with read_journal(path) as journal:
                 self.cut = journal.torn
                 self._sequence = len(journal.records)
                 self._hash = journal.last_hash
                 keep = journal.good_bytes
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if existing:
-                os.ftruncate(self._file, keep)
-                os.lseek(self._file, keep, os.SEEK_SET)
-                if keep == 0:
-                    existing = False
+            self._file = disk.open(path, keep)
         except OSError as error:
             raise JournalDiskError(
                 f"{path}: cannot be opened for writing: {error.strerror}; check the directory"
             ) from error
-        if not existing:
+        if keep == 0:
             self._buffer += FILE_HEADER
 
     @property
@@ -184,7 +180,10 @@ class JournalWriter:
         """
         self._close_rows()
         if getattr(asyncio.get_running_loop(), "virtual", False):
-            self._write_out()
+            if self._disk.sync_in_virtual_time:
+                self._write_out_and_sync()
+            else:
+                self._write_out()
         else:
             # The thread finishes what it began even if we are cancelled here: the file stays whole.
             await asyncio.shield(asyncio.wrap_future(self._worker().submit(self._write_out_and_sync)))
@@ -202,7 +201,7 @@ class JournalWriter:
             self._write_out_and_sync()
             self._raise_fault()
         finally:
-            os.close(self._file)
+            self._disk.close(self._file)
             self._file = -1
 
     def __enter__(self) -> JournalWriter:
@@ -254,7 +253,7 @@ class JournalWriter:
         written = 0
         try:
             while written < len(chunk):
-                written += os.write(self._file, memoryview(chunk)[written:])
+                written += self._disk.write(self._file, memoryview(chunk)[written:])
             self._fault = None
         except OSError as error:
             self._fault = error
@@ -265,7 +264,7 @@ class JournalWriter:
         self._write_out()
         if self._fault is None:
             try:
-                os.fdatasync(self._file)
+                self._disk.sync(self._file)
             except OSError as error:
                 self._fault = error
 
