@@ -144,6 +144,9 @@ class Layer(Message):
     energy_readback_mev_u: float | None = None
     energy_sensor_mev_u: float | None = None
     intensity_level: Count | None = None
+    x_offset_a: float | None = None
+    """Armed: by how much position feedback shifts the layer's set-points, read back from the engine."""
+    y_offset_a: float | None = None
     rate_per_s: float | None = None
     visits: Count | None = None
     visits_done: Count | None = None

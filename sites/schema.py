@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sites.adaptation import Adaptation
 from sites.devices import (
     DEVICE_NAMES,
     Address,
@@ -167,8 +168,8 @@ class Stepping(Table):
     """How many of each link are timed at prepare."""
 
 
-class Scanning(Table):
-    """Scan magnets and the spot engine."""
+class Scanning(Adaptation):
+    """Scan magnets and the spot engine, and what may follow its measurements."""
 
     engine: Literal["device", "step"] = "device"
     """device: a spot engine steps the magnets and ends spots. step: plain supplies and an electrometer with a spot

@@ -8,6 +8,7 @@ adds position, width, pedestal and late charge, and must agree to the count wher
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +57,14 @@ class Ledger:
         self._unwritten: list[tuple[int, NDArray[Any]]] = []
         self._last: tuple[int, int, int] | None = None  # visit, latched counts of both electrometers
         self._spots = SpotBatcher(run.telemetry)
+        self.observe: Callable[[NDArray[Any]], None] = lambda _rows: None
+        """Told of measured visits as they come, in their order."""
 
     def take(self, rows: NDArray[Any]) -> None:
         """Measured visits from the real-time path."""
         if len(rows):
             self._unwritten.append((self.run.tally.field_index, rows))
+            self.observe(rows)
         for row in rows:
             self._measured[int(row["visit"])] = row
 

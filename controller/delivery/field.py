@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from controller.delivery import layer
 from controller.delivery.account import Ledger
+from controller.delivery.adaptation import Adaptation
 from controller.delivery.run import Run
 from controller.machine.program import LayerProgram
 from drivers.deadline import Deadline
@@ -39,10 +40,32 @@ async def disarm_chain(run: Run) -> None:
 
 async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgram]) -> None:
     """Deliver the layers of an armed field. Cancelled by whoever stops the field; then `stop_field` tidies up."""
+    adaptation = Adaptation(run, programs)
+    ledger.observe = adaptation.observe
+    try:
+        await _deliver(run, ledger, programs, adaptation)
+    finally:
+        ledger.observe = lambda _rows: None
+
+
+async def _download(run: Run, adaptation: Adaptation, program: LayerProgram, bank: int) -> None:
+    table = adaptation.table(program)
+    await layer.download(run, program, bank, table)
+    adaptation.downloaded(program, table)
+
+
+async def _arm(run: Run, adaptation: Adaptation, program: LayerProgram, bank: int) -> None:
+    offset_a = adaptation.steer(program)
+    if run.latch.tripped:
+        raise layer.AlreadyTripped("tripped before a layer was armed")
+    await layer.arm(run, program, bank, offset_a)
+
+
+async def _deliver(run: Run, ledger: Ledger, programs: Sequence[LayerProgram], adaptation: Adaptation) -> None:
     first = programs[0]
-    await layer.download(run, first, 0)
+    await _download(run, adaptation, first, 0)
     request_id = await layer.request(run, first)
-    await layer.arm(run, first, 0)
+    await _arm(run, adaptation, first, 0)
     accounting: asyncio.Task[None] | None = None
     async with asyncio.TaskGroup() as group:
         for index, program in enumerate(programs):
@@ -56,7 +79,7 @@ async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgr
             ahead = (
                 None
                 if following is None
-                else group.create_task(layer.download(run, following, (index + 1) % 2), name="download ahead")
+                else group.create_task(_download(run, adaptation, following, (index + 1) % 2), name="download ahead")
             )
             attending = group.create_task(run.devices.scan_controller.attend(), name="steps of the layer")
             await layer.done(run, program, request_id)
@@ -65,7 +88,8 @@ async def deliver_layers(run: Run, ledger: Ledger, programs: Sequence[LayerProgr
             if following is not None and ahead is not None:
                 request_id = await layer.request(run, following)
                 await ahead
-                await layer.arm(run, following, (index + 1) % 2)
+                ledger.take(run.path.take_measured())  # the layer's last spots as well
+                await _arm(run, adaptation, following, (index + 1) % 2)
             if accounting is not None:
                 await accounting
             accounting = group.create_task(_account(run, ledger, program), name="accounting")

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from controller.clock import now_ns
+from controller.delivery.early_table import Table
 from controller.delivery.run import Run
 from controller.delivery.setup import port_deg
 from controller.delivery.standing import AlreadyTripped, require_beam, trip_on
@@ -22,7 +23,14 @@ COMMAND_S = 2.0
 DOWNLOAD_S = 60.0
 LOOK_S = 0.1
 PORT_TOLERANCE_DEG = 0.5
-SAID = ("energy_set_mev_u", "energy_readback_mev_u", "energy_sensor_mev_u", "intensity_level")
+SAID = (
+    "energy_set_mev_u",
+    "energy_readback_mev_u",
+    "energy_sensor_mev_u",
+    "intensity_level",
+    "x_offset_a",
+    "y_offset_a",
+)
 """What telemetry repeats of a layer's phase."""
 
 
@@ -41,19 +49,22 @@ def layer_event(run: Run, program: LayerProgram, phase: str, **values: float | i
     )
 
 
-async def download(run: Run, program: LayerProgram, bank: int) -> None:
-    """Put a layer's table into the engine and its backup limits into electrometer 2, read back and compared."""
+async def download(run: Run, program: LayerProgram, bank: int, ends: Table) -> None:
+    """Put a layer's table into the engine and its backup limits into electrometer 2, read back and compared.
+
+    `ends`: the presets as they may have been adapted; all else, and every limit, is the program's.
+    """
     v = program.visits
     deadline = Deadline.after(DOWNLOAD_S, f"download of layer {program.layer_index + 1}")
     table = LayerTable(
         first_visit=int(v["visit"][0]),
         x_current_a=v["x_current_a"],
         y_current_a=v["y_current_a"],
-        preset_counts=v["preset_counts"],
+        preset_counts=ends.preset_counts,
         time_limit_ms=v["time_limit_ms"],
         flags=v["flags"],
-        early_on_counts=program.early_on_counts,
-        early_off_counts=program.early_off_counts,
+        early_on_counts=ends.early_on_counts,
+        early_off_counts=ends.early_off_counts,
         gated=run.expected.gating_source is not None and run.expected.gating_source > 0,
     )
     rate_limit = run.site.tolerances.rate_factor * program.rate_per_s * program.counts_per_particle_2
@@ -160,17 +171,18 @@ def _verify(run: Run, program: LayerProgram, status: AcceleratorStatus) -> None:
         raise AlreadyTripped(found[0].id)
 
 
-async def arm(run: Run, program: LayerProgram, bank: int) -> None:
-    """Arm the bank; the real-time path accepts this layer's visits only."""
+async def arm(run: Run, program: LayerProgram, bank: int, offset_a: tuple[float, float] = (0.0, 0.0)) -> None:
+    """Arm the bank, its set-points shifted by `offset_a`; the real-time path accepts this layer's visits only."""
     v = program.visits
     deadline = Deadline.after(COMMAND_S, f"arming of layer {program.layer_index + 1}")
     run.path.allow(int(v["visit"][0]), int(v["visit"][-1]))
-    await run.devices.scan_controller.arm(bank, run.arm_token, deadline)
+    x_a, y_a = offset_a
+    await run.devices.scan_controller.arm(bank, run.arm_token, deadline, x_offset_a=x_a, y_offset_a=y_a)
     # frames may come late: until one shows the engine armed, "layer done" would still be said of the layer before
     async with deadline.timeout():
         while not run.path.flags & FLAG_ARMED:
             await run.path.changed()
-    layer_event(run, program, "armed")
+    layer_event(run, program, "armed", x_offset_a=x_a, y_offset_a=y_a)
 
 
 async def start(run: Run, program: LayerProgram, request_id: int) -> None:

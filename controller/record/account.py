@@ -126,7 +126,7 @@ def account(parts: Sequence[Part], *, programs_of: Sequence[Part] | None = None)
     programs = _programs(parts if programs_of is None else programs_of)
     visits = np.concatenate([part.visits for part in parts])
     order = np.lexsort((visits["t_start_ns"], visits["layer"], visits["field"]))
-    visits = visits[order]
+    visits = _without_offsets(visits[order], parts)
     keys = visits["field"].astype(np.int64) << 16 | visits["layer"]
     energies = {
         (event["field"], event["layer"]): float(event["energy_readback_mev_u"])
@@ -157,6 +157,21 @@ def account(parts: Sequence[Part], *, programs_of: Sequence[Part] | None = None)
             )
         found.append(FieldAccount(f, field, layers))
     return found
+
+
+def _without_offsets(visits: NDArray[np.void], parts: Sequence[Part]) -> NDArray[np.void]:
+    """Visits with the currents that they would have had without position feedback.
+
+    Its offset cancels a measured shift of the beam: what is left is what the current says about the beam's place.
+    """
+    for part in parts:
+        for event in part.events:
+            if event["event"] == "layer" and (event.get("x_offset_a") or event.get("y_offset_a")):
+                of_layer = (visits["field"] == event["field"]) & (visits["layer"] == event["layer"])
+                here = of_layer & (visits["part"] == part.number)
+                for axis in "xy":
+                    visits[f"{axis}_current_a"][here] -= event[f"{axis}_offset_a"]
+    return visits
 
 
 def _programs(parts: Sequence[Part]) -> dict[tuple[int, int], list[Program]]:

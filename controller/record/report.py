@@ -16,6 +16,7 @@ import numpy as np
 
 from controller.record.account import FieldAccount, LayerAccount, account, utc
 from controller.record.journal_reader import Journal
+from controller.record.report_adaptation import adaptation_tables
 from controller.record.report_pictures import (
     CUT_SHORT,
     DOSE_CLASSES,
@@ -62,6 +63,7 @@ def report(journal: Journal, summary: dict[str, Any]) -> str:
         _time(journal, fields),
         "<h2>Layers</h2>",
         _layers(journal, fields),
+        adaptation_tables(journal, lambda head, rows: _table(head, rows, numbers=range(1, len(head))), _n),
         "<h2>Machine</h2>",
         _machine(journal),
         _footer(journal, header),

@@ -6,7 +6,8 @@ Record types of `journal.bin` and their payloads (all JSON is canonical: sorted 
   "site_sha256", "operator", "part", "simulated", "gantry_deg", ...}`: the whole plan (`dataclasses.asdict`) and the
   whole effective site, so that everything else can be rebuilt from the journal alone. No patient identity.
 * EVENT   JSON `{"t_ns": int, "event": str, ...}`; kinds in `EVENTS`.
-* PROGRAM JSON head, a newline, then the layer's `VISIT_PLAN_DTYPE` rows: what was downloaded and read back.
+* PROGRAM JSON head, a newline, then the layer's `VISIT_PLAN_DTYPE` rows: what was downloaded and read back
+  (presets that were adapted are in the event "early"; limits are made from those here).
 * VISITS  `VISIT_DTYPE` rows: what was delivered.
 * SEEN    `VISIT_DTYPE` rows, QUALITY_FROM_FRAMES set: visits as the frames showed them, written while their layer runs
   (real clock only); VISITS take their place when the rings are read. They count only in a part that was never closed.
@@ -116,7 +117,12 @@ EVENTS = {
     "setup": "a field's set-up, set and read back: field, device, quantity, set, readback, unit",
     "layer": "a layer begins or ends: field, layer (both from 0), phase (request | ready | armed | start | end), and "
     "what was read back: energy_set_mev_u, energy_readback_mev_u, energy_sensor_mev_u, intensity_level, port_deg, "
-    "beam_since_ns (ready: when its spill began)",
+    "beam_since_ns (ready: when its spill began), x_offset_a, y_offset_a (armed: offset of all set-points)",
+    "early": "a layer's presets after beam-offs were measured, read back: field, layer, energy_mev_u, intensity_level, "
+    "delay_us, uncertainty_us, tail_counts, spots, learned_in (layers), early_off_before, early_off_after, visits with "
+    "preset_before and preset_after, moved_counts (the layer as a whole), allowance_counts (left to the field)",
+    "steering": "position feedback changed the offset for a layer: field, layer, spots, x_ and y_ of error_mm, "
+    "uncertainty_mm, before_mm, after_mm (at isocentre) and offset_a, applied (false: beyond the limit)",
     "corrections": "frozen for the part: ktp, temperature_c, pressure_hpa",
     "spill": "a spill began, ended, or (in mid-layer) was verified: phase (begin | end | verified), what was read back",
     "hold": "hold began or ended: phase, cause",
