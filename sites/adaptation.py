@@ -11,7 +11,8 @@ class Adaptation(Table):
     """Both adaptations are off unless a site asks for them; the plan and its limits never adapt."""
 
     learn_early: bool = False
-    """Learn how much charge comes after a spot's end, and end spots of the layers still to be downloaded by it."""
+    """Learn how much charge comes after a spot's end, and end spots of the layers still to be downloaded by it.
+    Not in step mode, where each spot has a preset of its own."""
     learn_early_spots: int = Field(default=5, ge=3)
     """Beam-offs that must have been measured before anything is learned, or called changed, from them."""
     beam_off_change_us: Positive = 150.0

@@ -32,7 +32,9 @@ class Adaptation:
         self._run = run
         self._programs = tuple(programs)
         self._firsts = np.array([int(p.visits["visit"][0]) for p in programs])
-        self._learner = BeamOffLearner(site) if site.scanning.learn_early else None
+        # step mode ends each spot by a preset of its own: there is no target from which a beam-off could be measured
+        learns = site.scanning.learn_early and site.scanning.engine == "device"
+        self._learner = BeamOffLearner(site) if learns else None
         self._feedback = PositionFeedback(site.scanning) if site.scanning.position_feedback else None
         self._optics = Optics(site, treatment_machine(site, run.plan.fields[programs[0].field_index]))
         self._meters: dict[int, LayerMeter] = {}

@@ -9,6 +9,7 @@ from controller.delivery import layer
 from controller.delivery.account import Ledger
 from controller.delivery.adaptation import Adaptation
 from controller.delivery.run import Run
+from controller.delivery.standing import AlreadyTripped
 from controller.machine.program import LayerProgram
 from drivers.deadline import Deadline
 from drivers.flags import FLAG_CHAIN
@@ -57,7 +58,7 @@ async def _download(run: Run, adaptation: Adaptation, program: LayerProgram, ban
 async def _arm(run: Run, adaptation: Adaptation, program: LayerProgram, bank: int) -> None:
     offset_a = adaptation.steer(program)
     if run.latch.tripped:
-        raise layer.AlreadyTripped("tripped before a layer was armed")
+        raise AlreadyTripped("tripped before a layer was armed")
     await layer.arm(run, program, bank, offset_a)
 
 
