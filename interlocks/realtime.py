@@ -43,6 +43,8 @@ from interlocks.numbers import (
     STREAM_SILENT_1,
     STREAM_SILENT_2,
     STREAM_SILENT_3,
+    STRIP_BIAS,
+    STRIPS_BAD,
     VISIT_SEQUENCE,
 )
 
@@ -257,8 +259,12 @@ def judge_visit(m, row, t_ns, now_ns):
     seen = min(row.strips_x, row.strips_y) / float(limits.strip_units_per_count)
     if row.strip_counts >= 2.0 * limits.minimum_counts and seen < SEEN_SHARE * row.strip_counts:
         latch(m, SPOT_NOT_SEEN, seen, SEEN_SHARE * row.strip_counts, t_ns, now_ns)
+    judge_strips(m, t_ns, now_ns)
     if row.x_mm != row.x_mm:
         return
+    limit = limits.bias_share * plan.position_limit_mm
+    if row.strip_bias_mm > limit:
+        latch(m, STRIP_BIAS, row.strip_bias_mm, limit, t_ns, now_ns)
     dx = row.x_mm - plan.x_strip_mm / limits.strip_scale_x
     dy = row.y_mm - plan.y_strip_mm / limits.strip_scale_y
     error = (dx * dx + dy * dy) ** 0.5
@@ -276,6 +282,14 @@ def judge_visit(m, row, t_ns, now_ns):
         mean = (mean_x * mean_x + mean_y * mean_y) ** 0.5
         if mean > limits.position_mean_mm:
             latch(m, POSITION_MEAN, mean, limits.position_mean_mm, t_ns, now_ns)
+
+
+@compiled
+def judge_strips(m, t_ns, now_ns):
+    """How many strips of a plane are bad."""
+    bad = max(m.state.bad_x, m.state.bad_y)
+    if bad > m.limits.strips_bad:
+        latch(m, STRIPS_BAD, float(bad), float(m.limits.strips_bad), t_ns, now_ns)
 
 
 @compiled

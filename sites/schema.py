@@ -224,6 +224,9 @@ class Chamber(Table):
     saturation_counts_per_s: Positive
 
 
+StripNumber = Annotated[int, Field(ge=0, le=127)]
+
+
 class Strips(Table):
     """The strip planes in front of isocentre (electrometer 1)."""
 
@@ -232,6 +235,24 @@ class Strips(Table):
     pitch_y_mm: Positive
     distance_mm: NotNegative
     """From the strip planes to isocentre, along the beam."""
+    bad_x: tuple[StripNumber, ...] = ()
+    """Strips known to be dead or hot, 0 to 127: filled from their neighbours, and the spots say so."""
+    bad_y: tuple[StripNumber, ...] = ()
+    bad_max: int = Field(default=4, ge=0, le=64)
+    """More bad strips than this in a plane, known ones included, stop the beam."""
+    hot_units: Positive = 50.0
+    """A strip whose pedestal is farther from zero than this (1/16 count a frame) is hot."""
+    noise_units: NotNegative = 2.0
+    """Standard deviation of a strip's reading in a frame, in the same units."""
+    bias_share: Positive = 0.5
+    """Bad strips that may move a centroid by more than this share of its position limit stop the beam."""
+
+    @model_validator(mode="after")
+    def _few_bad(self) -> Self:
+        for axis, bad in (("x", self.bad_x), ("y", self.bad_y)):
+            if len(set(bad)) != len(bad) or len(bad) > self.bad_max:
+                raise ValueError(f"bad_{axis}: must name each strip once, and no more than bad_max = {self.bad_max}")
+        return self
 
 
 class Dosimetry(Table):
@@ -328,6 +349,8 @@ class Permits(Table):
     """No permit is sent for an older frame."""
     stale_ms: Positive
     """A monitor stream silent for this long trips."""
+    clock_drift_max_ms: Positive = 20.0
+    """A stream's clock offset may move this far in a field: 33 ppm over ten minutes; quartz clocks keep within 50."""
     key_hex: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     """Key of the permit MAC, only where every device is simulated."""
     key_file: str | None = None

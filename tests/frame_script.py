@@ -13,6 +13,9 @@ from drivers.flags import FLAG_ARMED, FLAG_BEAM, FLAG_CHAIN, FLAG_HV_OK, FLAG_RE
 from drivers.wires.frames import FRAME_NS, SCAN_WORDS, STRIP_UNITS_PER_COUNT, STRIPS, Frame, encode
 from tests.plant_rig import LATENCY_NS, Datagram, feed
 
+SETTLE_TICKS = 104
+"""Ticks after which the clocks of all streams are trusted."""
+
 
 def spot(centre_mm: float, sigma_mm: float, pitch_mm: float, charge: float) -> list[int]:
     """Charge of a Gaussian on the 128 strips of one plane."""
@@ -45,6 +48,10 @@ class Script:
     widen: float = 1.0
     seen: float = 1.0
     """Share of the strip charge that lies in the window."""
+    dead: frozenset[int] = frozenset()
+    """Strips (0 to 255, y plane behind x) that show nothing."""
+    hot: dict[int, int] = field(default_factory=dict)
+    """What strips show above the truth in each frame."""
     late_ns: int = 0
     actions: list[int] = field(default_factory=list)
 
@@ -113,6 +120,15 @@ class Script:
         )
 
     def _strips(self, add_1: int) -> tuple[int, ...]:
+        words = self._charges(add_1)
+        return tuple(0 if i in self.dead else word + self.hot.get(i, 0) for i, word in enumerate(words))
+
+    def strip_at(self, visit: int, offset: int = 0) -> int:
+        """The strip of the x plane on which a visit's beam is centred, or one beside it."""
+        mm = float(self.path.monitor.plan[visit]["x_strip_mm"])
+        return math.floor(mm / float(self.path.monitor.limits["pitch_x_mm"])) + STRIPS // 2 + offset
+
+    def _charges(self, add_1: int) -> tuple[int, ...]:
         if self.visit == 0 or add_1 == 0:
             return (0,) * (2 * STRIPS)
         plan: Any = self.path.monitor.plan[self.visit]

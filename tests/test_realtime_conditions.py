@@ -19,7 +19,7 @@ from drivers.wires.frames import (
 )
 from interlocks import numbers
 from interlocks.realtime import MOVING_FRAMES, VISIT_APART_FRAMES
-from tests.frame_script import Script
+from tests.frame_script import SETTLE_TICKS, Script
 from tests.plan_models import spots
 from tests.plant_rig import CARBON, LATENCY_NS, TOKEN, monitor_path, programs_of
 
@@ -34,7 +34,7 @@ Cause = Callable[[Script], object]
 def script() -> Script:
     """All streams alive, permits on, no visit yet."""
     script = Script(monitor_path(CARBON, [PROGRAM]), PROGRAM)
-    script.tick(4)
+    script.tick(SETTLE_TICKS)
     script.path.permit(TOKEN)
     return script
 
@@ -106,6 +106,7 @@ def spot_dose(stream: int, beyond: int) -> Cause:
 def field_dose(stream: int, beyond: int) -> Cause:
     def cause(s: Script) -> None:
         s.path.monitor.limits[f"field_counts_{stream}"] = 500.0
+        s.beam(True)  # else what is counted is pedestal
         s.tick(5, **{f"add_{stream}": 100})
         s.tick(**{f"add_{stream}": beyond})
 
@@ -291,6 +292,50 @@ def leaks(stream: int, every: int) -> Cause:
     return cause
 
 
+def creeps(ticks: int) -> Cause:
+    """All frames are later from now on, and the offset follows at 10 ns a frame, up to its bound of 1 us."""
+
+    def cause(s: Script) -> None:
+        s.path.monitor.limits["clock_drift_ns"] = 1000
+        s.late_ns = 1_000_000
+        s.tick(ticks)
+
+    return cause
+
+
+def was_queued(beyond_ns: int) -> Cause:
+    """What the offset settled on was a queue: frames suddenly come sooner than it said."""
+
+    def cause(s: Script) -> None:
+        s.late_ns = -int(limit_of(s, "clock_drift_ns")) - beyond_ns
+        s.tick(2)
+
+    return cause
+
+
+def hot_strips(count: int) -> Cause:
+    """Strips that leak, seen without beam."""
+
+    def cause(s: Script) -> None:
+        s.hot = {20 * k: 100 for k in range(1, count + 1)}
+        s.tick(900)
+
+    return cause
+
+
+def dead_strips(*offsets: int, visits: int = 1) -> Cause:
+    """Strips in the middle of the first visit's beam, or beside it."""
+
+    def cause(s: Script) -> None:
+        s.dead = frozenset(s.strip_at(1, offset) for offset in offsets)
+        for visit in range(1, visits + 1):
+            s.deliver(visit, TICKS)
+        s.begin(0)
+        s.tick(4)
+
+    return cause
+
+
 def nothing(s: Script) -> None:
     for visit in range(1, 25):
         s.deliver(visit, TICKS)
@@ -346,6 +391,10 @@ FIRES: list[tuple[int, str, Cause]] = [
     (numbers.SPOT_NOT_SEEN, "no charge at all", unseen(0.0)),
     (numbers.SPOT_NOT_SEEN, "45 % of the charge", unseen(0.45)),
     (numbers.SPOT_NOT_SEEN, "30 mm away", displaced(30.0)),
+    (numbers.CLOCK_DRIFT, "1.01 us where 1 us is allowed", creeps(101)),
+    (numbers.CLOCK_DRIFT, "it settled on a queue", was_queued(1)),
+    (numbers.STRIPS_BAD, "five hot strips", hot_strips(5)),
+    (numbers.STRIP_BIAS, "two dead strips in the middle of the beam", dead_strips(0, 1)),
 ]
 DOES_NOT_FIRE: list[tuple[str, Cause]] = [
     ("a clean layer", nothing),
@@ -376,6 +425,11 @@ DOES_NOT_FIRE: list[tuple[str, Cause]] = [
     ("a lease at the end of its grace", lease(0)),
     *((f"a pedestal of -3 counts on monitor {k}", falls(k, 3)) for k in (1, 2)),
     ("55 % of the charge seen", unseen(0.55)),
+    ("a clock that creeps up to its bound", creeps(100)),
+    ("a clock that falls to its bound", was_queued(0)),
+    ("four hot strips", hot_strips(4)),
+    *((f"one dead strip, {k} beside the middle", dead_strips(k, visits=5)) for k in (-2, -1, 0, 1, 2)),
+    ("two dead strips, one between them", dead_strips(-1, 1, visits=5)),
 ]
 
 

@@ -12,7 +12,7 @@ from drivers.wires.frames import (
     SCAN_BEAM_ON_US,
 )
 from interlocks import numbers
-from tests.frame_script import Script
+from tests.frame_script import SETTLE_TICKS, Script
 from tests.plan_models import spots
 from tests.plant_rig import CARBON, LATENCY_NS, TOKEN, monitor_path, programs_of
 
@@ -25,7 +25,7 @@ TICKS = 63
 def script() -> Script:
     """All streams alive, permits on, no visit yet."""
     script = Script(monitor_path(CARBON, [PROGRAM]), PROGRAM)
-    script.tick(4)
+    script.tick(SETTLE_TICKS)
     script.path.permit(TOKEN)
     return script
 

@@ -198,6 +198,13 @@ static void judge_sequence(memory_t *m, int64_t visit, int64_t t_ns, int64_t now
         latch(m, VISIT_SEQUENCE, (double)visit, (double)c->last_visit, t_ns, now_ns);
 }
 
+static void judge_strips(memory_t *m, int64_t t_ns, int64_t now_ns)
+{
+    int64_t bad = larger(m->state.bad_x, m->state.bad_y);
+    if (bad > m->limits.strips_bad)
+        latch(m, STRIPS_BAD, (double)bad, (double)m->limits.strips_bad, t_ns, now_ns);
+}
+
 static void judge_width(memory_t *m, double sigma_mm, double expected_mm, int64_t t_ns, int64_t now_ns)
 {
     if (sigma_mm != sigma_mm || expected_mm <= 0.0)
@@ -235,8 +242,12 @@ static void judge_visit(memory_t *m, const measured_t *row, int64_t t_ns, int64_
     double seen = (double)smaller(row->strips_x, row->strips_y) / (double)limits->strip_units_per_count;
     if ((double)row->strip_counts >= 2.0 * limits->minimum_counts && seen < SEEN_SHARE * (double)row->strip_counts)
         latch(m, SPOT_NOT_SEEN, seen, SEEN_SHARE * (double)row->strip_counts, t_ns, now_ns);
+    judge_strips(m, t_ns, now_ns);
     if (row->x_mm != row->x_mm)
         return;
+    limit = limits->bias_share * plan->position_limit_mm;
+    if (row->strip_bias_mm > limit)
+        latch(m, STRIP_BIAS, row->strip_bias_mm, limit, t_ns, now_ns);
     double dx = row->x_mm - plan->x_strip_mm / limits->strip_scale_x;
     double dy = row->y_mm - plan->y_strip_mm / limits->strip_scale_y;
     double error = pow(dx * dx + dy * dy, 0.5);
@@ -258,6 +269,28 @@ static void judge_visit(memory_t *m, const measured_t *row, int64_t t_ns, int64_
 
 /* ---- integration (controller/dose/integrator.py) */
 
+static void follow_clock(memory_t *m, stream_t *r, int64_t t_ns, int64_t now_ns)
+{
+    if (r->settled == 0) {
+        if (r->offset_ns < r->settle_offset_ns - SETTLE_FALL_NS) {
+            r->settle_offset_ns = r->offset_ns;
+            r->settle_ns = now_ns;
+        } else if (now_ns - r->settle_ns >= SETTLE_NS) {
+            r->settled = 1;
+            r->anchor_ns = r->offset_ns;
+        }
+    } else if (llabs(r->offset_ns - r->anchor_ns) > m->limits.clock_drift_ns) {
+        latch(m, CLOCK_DRIFT, (double)(r->offset_ns - r->anchor_ns) * 1e-6, (double)m->limits.clock_drift_ns * 1e-6,
+              t_ns, now_ns);
+    }
+}
+
+static void anchor_clocks(memory_t *m)
+{
+    for (int stream = 1; stream < 4; stream++)
+        m->streams[stream].anchor_ns = m->streams[stream].offset_ns;
+}
+
 static int accept(memory_t *m, int64_t stream, uint64_t nonce, int64_t sequence, int64_t t_ns, int64_t now_ns)
 {
     stream_t *r = &m->streams[stream];
@@ -269,6 +302,9 @@ static int accept(memory_t *m, int64_t stream, uint64_t nonce, int64_t sequence,
         r->sequence = sequence - 1;
         r->t_ns = t_ns - 1;
         r->offset_ns = now_ns - t_ns;
+        r->settled = 0;
+        r->settle_ns = now_ns;
+        r->settle_offset_ns = r->offset_ns;
         r->window_start = sequence;
         r->window_lost = 0;
     }
@@ -295,6 +331,7 @@ static int accept(memory_t *m, int64_t stream, uint64_t nonce, int64_t sequence,
     r->arrival_ns = now_ns;
     r->offset_ns = smaller(r->offset_ns + OFFSET_CREEP_NS, now_ns - t_ns);
     r->frames += 1;
+    follow_clock(m, r, t_ns, now_ns);
     if (now_ns - t_ns - r->offset_ns > m->limits.frame_age_ns)
         r->late += 1;
     return 1;
@@ -302,24 +339,167 @@ static int accept(memory_t *m, int64_t stream, uint64_t nonce, int64_t sequence,
 
 typedef struct { int64_t s0, s1, s2; } sums_t;
 
-static sums_t plane_sums(
-    datagram d, const int64_t *pedestals, int first, double expected_mm, double sigma_mm, double pitch_mm)
+typedef struct { int64_t low, high; } window_t;
+
+static window_t window(double expected_mm, double sigma_mm, double pitch_mm)
 {
-    const int32_t *strips = (const int32_t *)(const void *)d + PAYLOAD + first;
     double centre = expected_mm / pitch_mm + STRIPS / 2;
     double half = larger_f(4.0, WINDOW_SIGMA * sigma_mm / pitch_mm);
-    int64_t low = smaller(larger((int64_t)(centre - half), 0), STRIPS - 1);
-    int64_t high = smaller(larger((int64_t)(centre + half), 0), STRIPS - 1);
+    window_t w;
+    w.low = smaller(larger((int64_t)(centre - half), 0), STRIPS - 1);
+    w.high = smaller(larger((int64_t)(centre + half), 0), STRIPS - 1);
+    return w;
+}
+
+static sums_t plane_sums(memory_t *m, datagram d, int first, double expected_mm, double sigma_mm, double pitch_mm)
+{
+    const int32_t *strips = (const int32_t *)(const void *)d + PAYLOAD + first;
+    window_t w = window(expected_mm, sigma_mm, pitch_mm);
     sums_t sums = {0, 0, 0};
-    pedestals += first;
-    for (int64_t i = low; i <= high; i++) {
-        int64_t q = (int64_t)strips[i] - ((pedestals[i] + 128) >> 8);
+    const int64_t *pedestals = m->pedestals + first;
+    const int64_t *off = m->strip_off + first;
+    int64_t *visit = m->strip_sums + first;
+    for (int64_t i = w.low; i <= w.high; i++) {
+        int64_t q = ((int64_t)strips[i] - ((pedestals[i] + 128) >> 8)) & ~off[i];
         int64_t j = i - STRIPS / 2;
+        visit[i] += q;
         sums.s0 += q;
         sums.s1 += q * j;
         sums.s2 += q * j * j;
     }
     return sums;
+}
+
+static void set_off(memory_t *m, int64_t k, int64_t why)
+{
+    if (m->strip_off[k] == 0) {
+        if (k < STRIPS)
+            m->state.bad_x += 1;
+        else
+            m->state.bad_y += 1;
+    }
+    m->strip_off[k] = -1;
+    m->strip_faults[k] |= why;
+}
+
+static int good(const memory_t *m, int64_t k)
+{
+    return m->strip_off[k - 1] == 0 && m->strip_off[k] == 0 && m->strip_off[k + 1] == 0;
+}
+
+static int silent(const memory_t *m, int64_t left, int64_t right)
+{
+    int64_t least = smaller(m->strip_sums[left], m->strip_sums[right]);
+    for (int64_t i = left + 1; i < right; i++)
+        if (DEAD_SHARE * m->strip_sums[i] >= least)
+            return 0;
+    return 1;
+}
+
+static int find_bad(memory_t *m, int first, window_t w, double fill)
+{
+    const int64_t *sums = m->strip_sums;
+    int64_t clear = larger(m->limits.clear_units, NOISE_UNITS * m->running.strip_frames);
+    int found = 0;
+    const int64_t *off = m->strip_off;
+    int64_t last = first + w.high;
+    for (int64_t left = first + w.low; left < last; left++) {
+        if (off[left] != 0 || sums[left] < clear)
+            continue;
+        for (int64_t run = 1; run <= DEAD_RUN; run++) {
+            int64_t right = left + run + 1;
+            if (right > last || off[right - 1] != 0 || DEAD_SHARE * sums[right - 1] >= sums[left])
+                break;
+            if (off[right] == 0 && sums[right] >= clear && silent(m, left, right)) {
+                for (int64_t i = left + 1; i < right; i++)
+                    set_off(m, i, STRIP_DEAD);
+                found += (int)run;
+                break;
+            }
+        }
+    }
+    for (int64_t k = first + w.low + 1; k < first + w.high; k++)
+        if (good(m, k)) {
+            double most = (double)larger(larger(sums[k - 1], sums[k + 1]), 0);
+            if (sums[k] >= clear && (double)sums[k] > HOT_FACTOR * larger_f(fill, 1.0) * most) {
+                set_off(m, k, STRIP_HOT);
+                found += 1;
+            }
+        }
+    return found;
+}
+
+typedef struct { int64_t charge; double doubt; } filled_t;
+
+static filled_t fill_strip(const memory_t *m, int64_t k, int first, window_t w, double fill)
+{
+    int64_t left = k - 1, right = k + 1;
+    while (left >= first + w.low && m->strip_off[left] != 0)
+        left -= 1;
+    while (right <= first + w.high && m->strip_off[right] != 0)
+        right += 1;
+    int has_left = left >= first + w.low, has_right = right <= first + w.high;
+    double a = has_left ? (double)larger(m->strip_sums[left], 0) : 0.0;
+    double b = has_right ? (double)larger(m->strip_sums[right], 0) : 0.0;
+    int64_t missing = right - left - 1;
+    filled_t filled = {0, 0.0};
+    if (missing == 1 && has_left && has_right) {
+        double charge = sqrt(a * b) * fill;
+        filled.charge = (int64_t)charge;
+        filled.doubt = FILL_UNCERTAINTY * charge;
+        return filled;
+    }
+    double most = larger_f(a, b);
+    if (most > 0.0)
+        for (int64_t n = 0; n < (missing + 1) * (missing + 1) / 4; n++)
+            most *= fill;
+    filled.doubt = most;
+    return filled;
+}
+
+typedef struct { sums_t sums; double bias_mm; int64_t quality; } plane_t;
+
+static plane_t close_plane(memory_t *m, int first, double expected_mm, double sigma_mm, double pitch_mm, double fill)
+{
+    window_t w = window(expected_mm, sigma_mm, pitch_mm);
+    plane_t p = {{0, 0, 0}, 0.0, find_bad(m, first, w, fill) > 0 ? QUALITY_STRIP_FOUND : 0};
+    int bad = 0;
+    for (int64_t i = w.low; i <= w.high; i++) {
+        int64_t q = m->strip_sums[first + i];
+        if (m->strip_off[first + i] != 0) {
+            bad += 1;
+            q = fill_strip(m, first + i, first, w, fill).charge;
+        }
+        int64_t j = i - STRIPS / 2;
+        p.sums.s0 += q;
+        p.sums.s1 += q * j;
+        p.sums.s2 += q * j * j;
+    }
+    if (bad > 0) {
+        p.quality |= QUALITY_STRIP_BAD;
+        if (p.sums.s0 > 0) {
+            double mean = (double)p.sums.s1 / (double)p.sums.s0;
+            for (int64_t i = w.low; i <= w.high; i++)
+                if (m->strip_off[first + i] != 0) {
+                    double doubt = fill_strip(m, first + i, first, w, fill).doubt;
+                    p.bias_mm += doubt * fabs((double)(i - STRIPS / 2) - mean) / (double)p.sums.s0 * pitch_mm;
+                }
+        }
+    }
+    return p;
+}
+
+static void known_strips(memory_t *m)
+{
+    const limits_t *limits = &m->limits;
+    for (int i = 0; i < STRIPS; i++) {
+        uint64_t word_x = i < 64 ? limits->known_x_0 : limits->known_x_1;
+        uint64_t word_y = i < 64 ? limits->known_y_0 : limits->known_y_1;
+        if ((word_x >> (i % 64) & 1) != 0)
+            set_off(m, i, STRIP_KNOWN);
+        if ((word_y >> (i % 64) & 1) != 0)
+            set_off(m, STRIPS + i, STRIP_KNOWN);
+    }
 }
 
 static inline double centroid_mm(int64_t s0, int64_t s1, double pitch_mm)
@@ -365,16 +545,31 @@ static void end_visit(memory_t *m, int64_t t_ns, int64_t counts, int beam_goes_o
         row->quality |= QUALITY_SATURATED;
     if (v->lost > 0)
         row->quality |= QUALITY_FRAMES_LOST;
+    plane_t x = close_plane(m, 0, plan->x_strip_mm, plan->sigma_x_strip_mm, limits->pitch_x_mm, plan->fill_x);
+    v->s0_x = x.sums.s0;
+    v->s1_x = x.sums.s1;
+    v->s2_x = x.sums.s2;
+    v->bias_x_mm = x.bias_mm;
+    plane_t y = close_plane(m, STRIPS, plan->y_strip_mm, plan->sigma_y_strip_mm, limits->pitch_y_mm, plan->fill_y);
+    v->s0_y = y.sums.s0;
+    v->s1_y = y.sums.s1;
+    v->s2_y = y.sums.s2;
+    v->bias_y_mm = y.bias_mm;
+    row->quality |= x.quality | y.quality;
     row->strip_counts = v->strip_counts;
     row->strips_x = v->s0_x;
     row->strips_y = v->s0_y;
     double minimum = larger_f(1.0, limits->minimum_counts * (double)limits->strip_units_per_count);
     row->x_mm = row->y_mm = row->sigma_x_mm = row->sigma_y_mm = NAN;
+    row->strip_bias_mm = NAN;
     if ((double)v->s0_x >= minimum && (double)v->s0_y >= minimum) {
         row->x_mm = centroid_mm(v->s0_x, v->s1_x, limits->pitch_x_mm) / limits->strip_scale_x;
         row->y_mm = centroid_mm(v->s0_y, v->s1_y, limits->pitch_y_mm) / limits->strip_scale_y;
         row->sigma_x_mm = width_mm(v->s0_x, v->s1_x, v->s2_x, limits->pitch_x_mm) / limits->strip_scale_x;
         row->sigma_y_mm = width_mm(v->s0_y, v->s1_y, v->s2_y, limits->pitch_y_mm) / limits->strip_scale_y;
+        double bias_x = v->bias_x_mm / limits->strip_scale_x;
+        double bias_y = v->bias_y_mm / limits->strip_scale_y;
+        row->strip_bias_mm = sqrt(bias_x * bias_x + bias_y * bias_y);
     } else {
         row->quality |= QUALITY_NO_POSITION;
     }
@@ -414,19 +609,30 @@ static void begin_visit(memory_t *m, int64_t visit, int64_t t_ns, int64_t counts
     v->visit = visit;
     v->t_start_ns = t_ns;
     v->counts_1 = counts;
-    v->s0_x = v->s1_x = v->s2_x = 0;
-    v->s0_y = v->s1_y = v->s2_y = 0;
+    memset(m->strip_sums, 0, sizeof m->strip_sums);
     v->strip_frames = 0;
     v->strip_counts = 0;
     v->lost = 0;
     v->saturated = 0;
 }
 
-static void learn_pedestals(memory_t *m, datagram d)
+static int64_t learn_pedestals(memory_t *m, datagram d)
 {
+    int64_t most = 0;
     const int32_t *words = (const int32_t *)(const void *)d + PAYLOAD;
-    for (int i = 0; i < 2 * STRIPS; i++)
+    for (int i = 0; i < 2 * STRIPS; i++) {
         m->pedestals[i] += (((int64_t)words[i] << 8) - m->pedestals[i]) >> 6;
+        most = larger(most, llabs(m->pedestals[i]));
+    }
+    return most;
+}
+
+static void find_hot(memory_t *m, int64_t t_ns, int64_t now_ns)
+{
+    for (int i = 0; i < 2 * STRIPS; i++)
+        if (llabs(m->pedestals[i]) > m->limits.hot_pedestal && m->strip_off[i] == 0)
+            set_off(m, i, STRIP_HOT);
+    judge_strips(m, t_ns, now_ns);
 }
 
 static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
@@ -461,7 +667,8 @@ static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
         }
         judge_pedestal(m, s->quiet_counts_1, s->quiet_ns_1, t_ns, now_ns);
         if (m->streams[1].sequence % 8 == 0)
-            learn_pedestals(m, d);
+            if (learn_pedestals(m, d) > limits->hot_pedestal)
+                find_hot(m, t_ns, now_ns);
     }
     if (visit != v->visit) {
         judge_sequence(m, visit, t_ns, now_ns);
@@ -479,17 +686,11 @@ static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
         begin_visit(m, visit, word_i64(d, 7), word_i64(d, 6));
     } else if (v->visit > 0 && beam && t_ns - FRAME_NS >= v->t_start_ns + limits->blind_ns) {
         const plan_t *plan = &m->plan[v->visit];
-        sums_t sums = plane_sums(d, m->pedestals, 0, plan->x_strip_mm, plan->sigma_x_strip_mm, limits->pitch_x_mm);
-        v->s0_x += sums.s0;
-        v->s1_x += sums.s1;
-        v->s2_x += sums.s2;
+        sums_t sums = plane_sums(m, d, 0, plan->x_strip_mm, plan->sigma_x_strip_mm, limits->pitch_x_mm);
         s->row_s0_x += sums.s0;
         s->row_s1_x += sums.s1;
         s->row_s2_x += sums.s2;
-        sums = plane_sums(d, m->pedestals, STRIPS, plan->y_strip_mm, plan->sigma_y_strip_mm, limits->pitch_y_mm);
-        v->s0_y += sums.s0;
-        v->s1_y += sums.s1;
-        v->s2_y += sums.s2;
+        sums = plane_sums(m, d, STRIPS, plan->y_strip_mm, plan->sigma_y_strip_mm, limits->pitch_y_mm);
         s->row_s0_y += sums.s0;
         s->row_s1_y += sums.s1;
         s->row_s2_y += sums.s2;
@@ -628,12 +829,16 @@ static void start_field(memory_t *m)
     s->visits = 0;
     s->mean_count = 0;
     m->running.visit = 0;
+    known_strips(m);
+    anchor_clocks(m);
     s->clear_seen = m->control.clear;
 }
 
 static void clear_latch(memory_t *m)
 {
     state_t *s = &m->state;
+    if (s->trip == CLOCK_DRIFT)
+        anchor_clocks(m);
     s->trip = 0;
     s->trip_value = 0.0;
     s->trip_limit = 0.0;
@@ -649,6 +854,8 @@ static void clear_latch(memory_t *m)
 static int is_fresh(const memory_t *m, int64_t now_ns)
 {
     const stream_t *r = m->streams;
+    if (r[1].settled + r[2].settled + r[3].settled < 3)
+        return 0;
     int64_t oldest = larger(now_ns - r[1].t_ns - r[1].offset_ns,
                             larger(now_ns - r[2].t_ns - r[2].offset_ns - FRAME_NS,
                                    now_ns - r[3].t_ns - r[3].offset_ns - ROW_NS));

@@ -22,10 +22,10 @@ NONCE = 7
 VISIT_FRAMES = 12
 """Periods of a visit: 1.2 ms, a small carbon spot at 8e7/s."""
 COUNTS_PER_FRAME = 400
-QUIET_FRAMES = 200
+QUIET_FRAMES = 400
 """Frames without beam before the first visit."""
-SILENT_PERIODS = 20
-"""Periods before permits are switched on: a permit needs all streams to have been seen."""
+SILENT_PERIODS = 300
+"""Periods before permits are switched on: a permit needs the clocks of all streams, and these 10 ms to settle."""
 UNANSWERED_MAX = 3
 NEVER = -1
 """In the table of times: no answer within the sockets' time-out."""
@@ -46,7 +46,8 @@ def fill(buffer, stream, k, t_ns):
     change = shown // VISIT_FRAMES * VISIT_FRAMES  # those before the running visit
     counts = (shown + 1) * COUNTS_PER_FRAME if beam else 0
     if stream == STREAM_SCAN:
-        flags = FLAG_ARMED | FLAG_CHAIN | FLAG_SPILL | (FLAG_REQUEST if beam else 0)
+        # requested from the start: the strips show their spot in all frames, which is no pedestal to be learnt
+        flags = FLAG_ARMED | FLAG_CHAIN | FLAG_SPILL | FLAG_REQUEST
     else:
         flags = FLAG_HV_OK | (FLAG_BEAM if beam else 0)
     sequence = k // 2 if stream == STREAM_SCAN else k

@@ -35,8 +35,12 @@ C_TYPES = {
 }
 TYPE_NAMES = {"running": "visit", "streams": "stream"}
 OTHER_CONSTANTS = (
-    (strips, ("PAYLOAD", "STRIPS", "WINDOW_SIGMA")),
-    (frame_clock, ("FRAME_NS", "ROW_NS", "OFFSET_CREEP_NS")),
+    (
+        strips,
+        ("PAYLOAD", "STRIPS", "WINDOW_SIGMA", "STRIP_KNOWN", "STRIP_DEAD", "STRIP_HOT", "DEAD_SHARE", "HOT_FACTOR"),
+    ),
+    (strips, ("NOISE_UNITS", "FILL_UNCERTAINTY", "DEAD_RUN", "QUALITY_STRIP_BAD", "QUALITY_STRIP_FOUND")),
+    (frame_clock, ("FRAME_NS", "ROW_NS", "OFFSET_CREEP_NS", "SETTLE_NS", "SETTLE_FALL_NS")),
     (visits, ("QUALITY_NO_POSITION", "QUALITY_SATURATED", "QUALITY_FRAMES_LOST")),
     (log_row, ("NO_VALUE",)),
     (integrator, ("QUIET_NS", "QUIET_KEPT_NS", "ACTION_NONE", "ACTION_PERMIT", "ACTION_DROP")),

@@ -62,22 +62,25 @@ def _tuple(row: SimpleNamespace, layout: np.dtype[Any]) -> tuple[Any, ...]:
     return tuple(getattr(row, name) for name in layout.names or ())
 
 
-def _plane_sums(frame: Any, pedestals: Any, first: int, expected: float, sigma: float, pitch: float) -> list[int]:
+def _plane_sums(m: Any, frame: Any, first: int, expected: float, sigma: float, pitch: float) -> list[int]:
     """As `strips.plane_sums`."""
     centre = expected / pitch + STRIPS // 2
     half = max(4.0, strips.WINDOW_SIGMA * sigma / pitch)
     low = min(max(int(centre - half), 0), STRIPS - 1)
     high = min(max(int(centre + half), 0), STRIPS - 1) + 1
     words = np.frombuffer(frame, np.int32)[strips.PAYLOAD + first + low : strips.PAYLOAD + first + high]
-    charge = words - ((pedestals[first + low : first + high] + 128) >> 8)
+    own = slice(first + low, first + high)
+    charge = (words - ((m.pedestals[own] + 128) >> 8)) & ~m.strip_off[own]
+    m.strip_sums[own] += charge
     sums: list[int] = (charge @ _WEIGHTS[low:high]).tolist()
     return sums
 
 
-def _learn_pedestals(m: Any, words: Any) -> None:
+def _learn_pedestals(m: Any, words: Any) -> int:
     """As `strips.learn_pedestals`."""
     payload = np.frombuffer(words, np.int32)[strips.PAYLOAD : strips.PAYLOAD + 2 * STRIPS]
     m.pedestals += ((payload.astype(np.int64) << 8) - m.pedestals) >> 6
+    return int(np.abs(m.pedestals).max())
 
 
 def _interpreted(frame_at: Callable[[Any], FrameBuffer]) -> Callable[..., int]:
@@ -85,7 +88,7 @@ def _interpreted(frame_at: Callable[[Any], FrameBuffer]) -> Callable[..., int]:
     names: dict[str, Any] = {}
     for module in (realtime, strips, frame_clock, visits, log_row, integrator):
         names |= vars(module)
-    names["np"] = SimpleNamespace(int64=int, int32=int, nan=math.nan)
+    names["np"] = SimpleNamespace(int64=int, int32=int, uint64=int, nan=math.nan)
     for name, value in list(names.items()):
         if hasattr(value, "py_func"):
             names[name] = FunctionType(value.py_func.__code__, names, name)
@@ -107,6 +110,9 @@ class NumpyIntegrator:
             running=_values(whole["running"]),
             scan=_Values(whole["scan"].tolist()),
             pedestals=whole["pedestals"].copy(),
+            strip_off=whole["strip_off"].copy(),
+            strip_faults=whole["strip_faults"].copy(),
+            strip_sums=whole["strip_sums"].copy(),
             errors_x_mm=_Values(whole["errors_x_mm"].tolist()),
             errors_y_mm=_Values(whole["errors_y_mm"].tolist()),
             plan=_Rows(whole["plan"]),
@@ -132,7 +138,7 @@ class NumpyIntegrator:
             whole[name] = _tuple(getattr(m, name), whole[name].dtype)
         for index, stream in enumerate(m.streams):
             whole["streams"][index] = _tuple(stream, whole["streams"].dtype)
-        for name in ("scan", "pedestals", "errors_x_mm", "errors_y_mm"):
+        for name in ("scan", "pedestals", "strip_off", "strip_faults", "strip_sums", "errors_x_mm", "errors_y_mm"):
             whole[name][:] = getattr(m, name)
         for name in ("measured", "rows"):
             ring = getattr(m, name)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from controller.dose.frame_clock import accept, is_fresh
+from controller.dose.frame_clock import accept, anchor_clocks, is_fresh
 from controller.dose.log_row import write_row
-from controller.dose.strips import PAYLOAD, learn_pedestals, plane_sums
+from controller.dose.strips import PAYLOAD, find_hot, known_strips, learn_pedestals, plane_sums
 from controller.dose.visits import begin_visit, end_visit, publish_visit
 from controller.record.schema import QUALITY_FRAMES_LOST
 from drivers.compiled import compiled, compiled_inline
@@ -33,6 +33,7 @@ from drivers.wires.frames import (
     frame_at,
     inspect,
 )
+from interlocks.numbers import CLOCK_DRIFT
 from interlocks.realtime import (
     judge_frame_1,
     judge_frame_2,
@@ -70,6 +71,8 @@ def start_field(m):
     s.visits = 0
     s.mean_count = 0
     m.running.visit = 0
+    known_strips(m)
+    anchor_clocks(m)
     s.clear_seen = m.control.clear
 
 
@@ -77,6 +80,8 @@ def start_field(m):
 def clear_latch(m):
     """Asyncio has reset the trip; what is still wrong latches again with the next frame."""
     s = m.state
+    if s.trip == CLOCK_DRIFT:
+        anchor_clocks(m)
     s.trip = 0
     s.trip_value = 0.0
     s.trip_limit = 0.0
@@ -119,8 +124,8 @@ def integrate_1(m, buffer, now_ns):
             s.quiet_ns_1 >>= 1
             s.quiet_counts_1 >>= 1
         judge_pedestal(m, s.quiet_counts_1, s.quiet_ns_1, t_ns, now_ns)
-        if m.streams[1].sequence % 8 == 0:
-            learn_pedestals(m, buffer.i32)
+        if m.streams[1].sequence % 8 == 0 and learn_pedestals(m, buffer.i32) > limits.hot_pedestal:
+            find_hot(m, t_ns, now_ns)
     if visit != v.visit:
         judge_sequence(m, visit, t_ns, now_ns)
         if v.ended == 1:
@@ -136,19 +141,11 @@ def integrate_1(m, buffer, now_ns):
         begin_visit(m, visit, buffer.i64[7], buffer.i64[6])
     elif v.visit > 0 and beam and t_ns - FRAME_NS >= v.t_start_ns + limits.blind_ns:
         plan = m.plan[v.visit]
-        s0, s1, s2 = plane_sums(buffer.i32, m.pedestals, 0, plan.x_strip_mm, plan.sigma_x_strip_mm, limits.pitch_x_mm)
-        v.s0_x += s0
-        v.s1_x += s1
-        v.s2_x += s2
+        s0, s1, s2 = plane_sums(m, buffer.i32, 0, plan.x_strip_mm, plan.sigma_x_strip_mm, limits.pitch_x_mm)
         s.row_s0_x += s0
         s.row_s1_x += s1
         s.row_s2_x += s2
-        s0, s1, s2 = plane_sums(
-            buffer.i32, m.pedestals, STRIPS, plan.y_strip_mm, plan.sigma_y_strip_mm, limits.pitch_y_mm
-        )
-        v.s0_y += s0
-        v.s1_y += s1
-        v.s2_y += s2
+        s0, s1, s2 = plane_sums(m, buffer.i32, STRIPS, plan.y_strip_mm, plan.sigma_y_strip_mm, limits.pitch_y_mm)
         s.row_s0_y += s0
         s.row_s1_y += s1
         s.row_s2_y += s2

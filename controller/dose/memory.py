@@ -67,6 +67,15 @@ LIMIT_FIELDS: Fields = (
     ("lag_2_ns", "f8", "ns"),
     ("lost_in_a_row", "i8", "frames"),
     ("lost_per_second", "i8", "frames of 10,000"),
+    ("clock_drift_ns", "i8", "ns, a stream's clock offset may move this far in a field"),
+    ("known_x_0", "u8", "strips of the x plane that the site knows to be bad: bit i is strip i"),
+    ("known_x_1", "u8", "bit i is strip 64 + i"),
+    ("known_y_0", "u8", "the same of the y plane"),
+    ("known_y_1", "u8", ""),
+    ("hot_pedestal", "i8", "2^-8 units, a strip whose pedestal is farther from zero is hot"),
+    ("clear_units", "i8", "charge of a strip in a visit from which its signal is clear"),
+    ("strips_bad", "i8", "bad strips in a plane, at most"),
+    ("bias_share", "f8", "share of the position limit by which bad strips may move a centroid"),
 )
 
 STREAM_FIELDS: Fields = (
@@ -76,6 +85,10 @@ STREAM_FIELDS: Fields = (
     ("t_ns", "i8", "device time of the newest frame"),
     ("arrival_ns", "i8", "its arrival, local clock"),
     ("offset_ns", "i8", "smallest arrival - device time lately: clock offset and shortest way"),
+    ("settled", "i8", "1: the offset is trusted; without it no frame is fresh"),
+    ("settle_ns", "i8", "arrival since which the offset has not fallen"),
+    ("settle_offset_ns", "i8", "the offset then"),
+    ("anchor_ns", "i8", "the offset when it had settled, or when the field began"),
     ("frames", "i8", "accepted"),
     ("lost", "i8", "missing sequence numbers"),
     ("repeated", "i8", "sequence numbers seen before (not integrated again)"),
@@ -143,6 +156,8 @@ STATE_FIELDS: Fields = (
     ("row_s1_y", "i8", ""),
     ("row_s2_y", "i8", ""),
     ("row_s0_y", "i8", ""),
+    ("bad_x", "i8", "bad strips of the x plane"),
+    ("bad_y", "i8", ""),
     ("mean_count", "i8", "visits in the running mean of position errors"),
     ("alive", "i8", "loop turns, for the watchers"),
     ("lag_max_ns", "i8", "longest frame-to-decision time since last read (real clock)"),
@@ -157,12 +172,14 @@ VISIT_FIELDS: Fields = (
     ("counts_2", "i8", "cumulative at its start, -1: stream 2 has not shown it yet"),
     ("late_1", "f8", "counts of the visit before that had not arrived at its start"),
     ("late_2", "f8", ""),
-    ("s0_x", "i8", "strip sums in the window: charge"),
+    ("s0_x", "i8", "strip sums in the window, made when the visit ends: charge"),
     ("s1_x", "i8", "charge x (strip - 64)"),
     ("s2_x", "i8", "charge x (strip - 64)^2"),
     ("s0_y", "i8", ""),
     ("s1_y", "i8", ""),
     ("s2_y", "i8", ""),
+    ("bias_x_mm", "f8", "mm at the strips, made when the visit ends: how far bad strips may have moved the centroid"),
+    ("bias_y_mm", "f8", ""),
     ("strip_frames", "i8", "frames used"),
     ("strip_counts", "i8", "counts of electrometer 1 in them"),
     ("ended", "i8", "1: electrometer 1 has shown the end of the visit before, electrometer 2 not yet"),
@@ -183,6 +200,8 @@ PLAN_FIELDS: Fields = (
     ("y_strip_mm", "f8", ""),
     ("sigma_x_strip_mm", "f8", "expected"),
     ("sigma_y_strip_mm", "f8", ""),
+    ("fill_x", "f8", "charge of a strip over the geometric mean of its neighbours', for the expected width"),
+    ("fill_y", "f8", ""),
     ("position_limit_mm", "f8", "at isocentre, radial"),
     ("time_limit_us", "i8", "us of request"),
 )
@@ -208,6 +227,7 @@ MEASURED_FIELDS: Fields = (
     ("strip_counts", "i8", "counts of electrometer 1 in the frames that gave position and width"),
     ("strips_x", "i8", "strip charge in these frames, inside the window around the expected place"),
     ("strips_y", "i8", ""),
+    ("strip_bias_mm", "f8", "at isocentre, how far bad strips may have moved the centroid; NaN: no position"),
     ("quality", "i8", "QUALITY_* of controller.record.schema"),
 )
 
@@ -234,6 +254,9 @@ MEMORY = np.dtype(
         ("running", VISIT),
         ("scan", "<i4", (SCAN_WORDS,)),
         ("pedestals", "<i8", (2 * STRIPS,)),  # of the strips, 2^-8 units
+        ("strip_off", "<i8", (2 * STRIPS,)),  # 0: used, -1: bad and left out
+        ("strip_faults", "<i8", (2 * STRIPS,)),  # why: STRIP_* bits of controller.dose.strips
+        ("strip_sums", "<i8", (2 * STRIPS,)),  # charge of the running visit
         ("errors_x_mm", "<f8", (MEAN_VISITS,)),
         ("errors_y_mm", "<f8", (MEAN_VISITS,)),
         ("plan", PLAN, (MAX_VISITS,)),

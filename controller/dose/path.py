@@ -22,6 +22,9 @@ from sites.schema import Site, TreatmentMachine
 
 LEASE_INTERLOCKS = 0
 LEASE_DELIVERY = 1
+CLEAR_SHARE = 0.05
+"""Of the charge from which position is judged: a strip with this share of it shows a clear signal."""
+MOST_FILL = 100.0
 
 
 class RingOverrun(SpotwiseError):
@@ -87,6 +90,16 @@ class MonitorPath:
         limits["lag_2_ns"] = site.dosimetry.secondary.lag_us * 1000
         limits["lost_in_a_row"] = 3
         limits["lost_per_second"] = 10
+        limits["clock_drift_ns"] = round(site.permits.clock_drift_max_ms * 1e6)
+        strips = site.dosimetry.strips
+        for axis, bad in (("x", strips.bad_x), ("y", strips.bad_y)):
+            limits[f"known_{axis}_0"], limits[f"known_{axis}_1"] = (
+                sum(1 << (i - first) for i in bad if first <= i < first + 64) for first in (0, 64)
+            )
+        limits["hot_pedestal"] = round(strips.hot_units * 256)
+        limits["clear_units"] = round(t.minimum_counts * STRIP_UNITS_PER_COUNT * CLEAR_SHARE)
+        limits["strips_bad"] = strips.bad_max
+        limits["bias_share"] = strips.bias_share
         state = self.monitor.state
         state["field_start_1"] = state["field_start_2"] = -1
         state["beam_seen_ns"] = -1
@@ -111,6 +124,7 @@ class MonitorPath:
         plan[:] = np.zeros(1, plan.dtype)
         off_s = (site.accelerator.beam_off_delay_us + 8 * site.dosimetry.primary.lag_us) * 1e-6 + FRAME_NS * 1e-9
         counts_1 = counts_2 = 0.0
+        strips = site.dosimetry.strips
         for program in programs:
             if len(program.visits) == 0:
                 continue
@@ -129,6 +143,9 @@ class MonitorPath:
             rows["y_strip_mm"] = v["y_strip_mm"]
             rows["sigma_x_strip_mm"] = program.sigma_x_mm * program.strip_scale_x
             rows["sigma_y_strip_mm"] = program.sigma_y_mm * program.strip_scale_y
+            for axis, pitch_mm in (("x", strips.pitch_x_mm), ("y", strips.pitch_y_mm)):
+                widths = rows[f"sigma_{axis}_strip_mm"] / pitch_mm
+                rows[f"fill_{axis}"] = np.minimum(np.exp(0.5 / (widths * widths + 1 / 12)), MOST_FILL)
             rows["position_limit_mm"] = v["position_limit_mm"]
             rows["time_limit_us"] = v["time_limit_ms"].astype(np.int64) * 1000
             counts_1 += float(v["preset_counts"].sum())
@@ -136,7 +153,7 @@ class MonitorPath:
         limits = self.monitor.limits
         limits["field_counts_1"] = counts_1 * (1 + t.field_dose) + t.field_dose_counts
         limits["field_counts_2"] = counts_2 * (1 + t.field_dose) + t.field_dose_counts
-        distance = site.dosimetry.strips.distance_mm
+        distance = strips.distance_mm
         limits["strip_scale_x"] = (machine.vsad_x_mm - distance) / machine.vsad_x_mm
         limits["strip_scale_y"] = (machine.vsad_y_mm - distance) / machine.vsad_y_mm
         control = self.monitor.control

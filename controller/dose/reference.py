@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from controller.dose.memory import MAX_VISITS, PLAN_FIELDS, Monitor
 from drivers.flags import FLAG_BEAM, FLAG_REQUEST, FLAG_SATURATED
@@ -20,6 +20,8 @@ QUALITY_NO_POSITION = 1
 QUALITY_SATURATED = 2
 QUALITY_FRAMES_LOST = 4
 QUIET_NS = 10_000_000
+QUALITY_STRIP_BAD = 32
+QUALITY_STRIP_FOUND = 64
 OFFSET_CREEP_NS = 10
 
 Numbers = Mapping[str, Any]
@@ -33,6 +35,10 @@ class Channel:
     newest: Frame | None = None
     arrival_ns: int = 0
     offset_ns: int = 0
+    anchor_ns: int | None = None
+    """The offset when it had settled; None: it has not."""
+    lowest: tuple[int, int] = (0, 0)
+    """While it settles: the offset, and the arrival since which it has not fallen below."""
     window_start: int = 0
     window_lost: int = 0
     start_counts: int = -1
@@ -50,6 +56,15 @@ class Channel:
         return float(self.quiet_counts) / float(self.quiet_ns) if self.quiet_ns > 0 else 0.0
 
 
+class Kept(NamedTuple):
+    """A frame of electrometer 1, with what was known then."""
+
+    frame: Frame
+    pedestals: tuple[int, ...]
+    bad: frozenset[int]
+    delta: int
+
+
 @dataclass(slots=True)
 class Visit:
     """A visit as its frames tell it."""
@@ -60,8 +75,8 @@ class Visit:
     counts_2: int | None = None
     late_1: float = 0.0
     late_2: float = 0.0
-    frames: list[tuple[Frame, tuple[int, ...], int]] = field(default_factory=list)
-    """Frames of electrometer 1 after the one that showed the change, the pedestals then, and their counts."""
+    frames: list[Kept] = field(default_factory=list)
+    """Frames of electrometer 1 after the one that showed the change."""
     lost: int = 0
     saturated: bool = False
 
@@ -90,6 +105,7 @@ class Row:
     strip_counts: int
     strips_x: int
     strips_y: int
+    strip_bias_mm: float
     quality: int
 
     def values(self) -> tuple[int | float, ...]:
@@ -127,12 +143,65 @@ def window(expected_mm: float, sigma_mm: float, pitch_mm: float) -> range:
     return range(low, high + 1)
 
 
-def moments(frames: Sequence[tuple[Frame, tuple[int, ...], int]], first: int, strips: range) -> Moments:
-    """Sums over frames and strips; `first` is the plane's first word."""
-    charge = {
-        i: sum(frame.words[first + i] - ((pedestals[first + i] + 128) >> 8) for frame, pedestals, _ in frames)
+def strip_charges(frames: Sequence[Kept], first: int, strips: range) -> dict[int, int]:
+    """Charge of each strip over the frames in which it was good; `first` is the plane's first word."""
+    return {
+        i: sum(
+            kept.frame.words[first + i] - ((kept.pedestals[first + i] + 128) >> 8)
+            for kept in frames
+            if first + i not in kept.bad
+        )
         for i in strips
     }
+
+
+def newly_bad(charge: Mapping[int, int], bad: set[int], clear: int, fill: float) -> set[int]:
+    """Strips, dead ones first, that a visit's charges show to be bad; no neighbour of a bad one is judged."""
+    order = sorted(charge)
+    dead: set[int] = set()
+    for left in order:
+        for right in range(left + 2, min(left + 4, order[-1]) + 1):
+            between = range(left + 1, right)
+            if (bad | dead) & {left, *between} or 10 * charge[right - 1] >= charge[left]:
+                break
+            least = min(charge[left], charge[right])
+            if right not in bad | dead and least >= clear and all(10 * charge[i] < least for i in between):
+                dead |= set(between)
+                break
+    bad = bad | dead
+    hot: set[int] = set()
+    for i in order[1:-1]:
+        if charge[i] >= clear and not {i - 1, i, i + 1} & (bad | hot):
+            most = float(max(charge[i - 1], charge[i + 1], 0))
+            if float(charge[i]) > 3.0 * max(fill, 1.0) * most:
+                hot.add(i)
+    return dead | hot
+
+
+def filled(charge: Mapping[int, int], bad: set[int], fill: float) -> dict[int, tuple[int, float]]:
+    """For each bad strip of the window the charge that it is given, and how far off that may be."""
+    given = {}
+    for i in sorted(bad & charge.keys()):
+        left = max((k for k in charge if k < i and k not in bad), default=None)
+        right = min((k for k in charge if k > i and k not in bad), default=None)
+        sides = [float(max(charge[k], 0)) for k in (left, right) if k is not None]
+        first = min(charge) - 1 if left is None else left
+        last = max(charge) + 1 if right is None else right
+        missing = last - first - 1
+        if missing == 1 and len(sides) == 2:
+            q = math.sqrt(sides[0] * sides[1]) * fill
+            given[i] = (int(q), 0.25 * q)
+            continue
+        doubt = max(sides, default=0.0)
+        if doubt > 0.0:
+            for _ in range((missing + 1) ** 2 // 4):
+                doubt *= fill
+        given[i] = (0, doubt)
+    return given
+
+
+def moments(charge: Mapping[int, int]) -> Moments:
+    """Sums over strips."""
     return Moments(
         sum(charge.values()),
         sum(q * (i - STRIPS // 2) for i, q in charge.items()),
@@ -150,6 +219,8 @@ class Listener(Protocol):
     def frame_integrated(self, frame: Frame, delta: int, before: Frame | None) -> None: ...
     def turn(self, now_ns: int) -> None: ...
     def quiet(self, counts: int, span_ns: int) -> None: ...
+    def strips_bad(self, bad: set[int]) -> None: ...
+    def clock_moved(self, moved_ns: int) -> None: ...
 
 
 class Integrator:
@@ -162,6 +233,13 @@ class Integrator:
         self._listener = listener
         self.channels = {1: Channel(), 2: Channel(), 3: Channel()}
         self.pedestals: tuple[int, ...] = (0,) * (2 * STRIPS)
+        self.bad: set[int] = {
+            first + bit
+            for axis, first in (("x", 0), ("y", STRIPS))
+            for bit in range(STRIPS)
+            if int(limits[f"known_{axis}_{bit // 64}"]) >> bit % 64 & 1
+        }
+        """Bad strips of both planes, by word."""
         self.visit = Visit(0, 0, 0)
         self.open_row: Row | None = None
         """Of a visit whose end electrometer 2 has not shown yet."""
@@ -201,6 +279,7 @@ class Integrator:
             previous, previous_ns = c.newest.sequence, c.newest.t_ns
         else:
             c.offset_ns = now_ns - frame.t_ns
+            c.anchor_ns, c.lowest = None, (c.offset_ns, now_ns)
             c.window_start, c.window_lost = frame.sequence, 0
         if frame.sequence <= previous or frame.t_ns <= previous_ns:
             return False
@@ -215,7 +294,17 @@ class Integrator:
         c.newest = frame
         c.arrival_ns = now_ns
         c.offset_ns = min(c.offset_ns + OFFSET_CREEP_NS, now_ns - frame.t_ns)
+        self._follow_clock(c, now_ns)
         return True
+
+    def _follow_clock(self, c: Channel, now_ns: int) -> None:
+        if c.anchor_ns is not None:
+            if self._listener is not None and abs(c.offset_ns - c.anchor_ns) > self.limits["clock_drift_ns"]:
+                self._listener.clock_moved(c.offset_ns - c.anchor_ns)
+        elif c.offset_ns < c.lowest[0] - 20_000:
+            c.lowest = (c.offset_ns, now_ns)
+        elif now_ns - c.lowest[1] >= 10_000_000:
+            c.anchor_ns = c.offset_ns
 
     def _integrate(self, frame: Frame, before: Frame | None) -> None:
         c = self.channels[frame.stream]
@@ -239,6 +328,7 @@ class Integrator:
                     self.pedestals = tuple(
                         p + (((word << 8) - p) >> 6) for p, word in zip(self.pedestals, frame.words, strict=True)
                     )
+                    self._find_hot()
         if frame.stream == 1:
             self._follow_visits(frame, delta)
         elif frame.stream == 2:
@@ -250,11 +340,18 @@ class Integrator:
         if self._listener is not None:
             self._listener.frame_integrated(frame, delta, before)
 
+    def _find_hot(self) -> None:
+        hot = {i for i, p in enumerate(self.pedestals) if abs(p) > self.limits["hot_pedestal"]}
+        if hot:
+            self.bad |= hot
+            if self._listener is not None:
+                self._listener.strips_bad(self.bad)
+
     def _follow_visits(self, frame: Frame, delta: int) -> None:
         visit = self.visit
         if frame.visit == visit.id:
             if visit.id > 0:
-                visit.frames.append((frame, self.pedestals, delta))
+                visit.frames.append(Kept(frame, self.pedestals, frozenset(self.bad), delta))
             return
         if self._listener is not None:
             self._listener.visit_changes(visit, frame.visit)
@@ -277,16 +374,14 @@ class Integrator:
         used = [
             item
             for item in visit.frames
-            if item[0].flags & FLAG_BEAM and item[0].t_ns - FRAME_NS >= visit.t_start_ns + limits["blind_ns"]
+            if item.frame.flags & FLAG_BEAM and item.frame.t_ns - FRAME_NS >= visit.t_start_ns + limits["blind_ns"]
         ]
-        planes = [
-            moments(
-                used,
-                first,
-                window(plan[f"{axis}_strip_mm"], plan[f"sigma_{axis}_strip_mm"], limits[pitch]),
-            )
-            for axis, pitch, first in (("x", "pitch_x_mm", 0), ("y", "pitch_y_mm", STRIPS))
-        ]
+        planes, biases, quality = [], [], 0
+        for axis, first in (("x", 0), ("y", STRIPS)):
+            plane, bias_mm, bits = self._plane(used, axis, first, plan)
+            planes.append(plane)
+            biases.append(bias_mm / limits[f"strip_scale_{axis}"])
+            quality |= bits
         minimum = max(1.0, limits["minimum_counts"] * limits["strip_units_per_count"])
         seen = all(plane.s0 >= minimum for plane in planes)
         centres, sigmas = [math.nan, math.nan], [math.nan, math.nan]
@@ -315,16 +410,36 @@ class Integrator:
             y_mm=centres[1],
             sigma_x_mm=sigmas[0],
             sigma_y_mm=sigmas[1],
-            strip_counts=sum(delta for _, _, delta in used),
+            strip_counts=sum(kept.delta for kept in used),
             strips_x=planes[0].s0,
             strips_y=planes[1].s0,
-            quality=(0 if seen else QUALITY_NO_POSITION)
+            strip_bias_mm=math.sqrt(biases[0] * biases[0] + biases[1] * biases[1]) if seen else math.nan,
+            quality=quality
+            | (0 if seen else QUALITY_NO_POSITION)
             | (QUALITY_SATURATED if visit.saturated else 0)
             | (QUALITY_FRAMES_LOST if visit.lost > 0 else 0),
         )
         if plan["per_particle_1"] > 0.0:
             self.particles_1 += row.delta_1 / plan["per_particle_1"]
         self.open_row = row
+
+    def _plane(self, used: Sequence[Kept], axis: str, first: int, plan: Numbers) -> tuple[Moments, float, int]:
+        """Moments of a visit in one plane with bad strips filled, the bias (mm) that these may leave, quality bits."""
+        limits = self.limits
+        pitch_mm, fill = limits[f"pitch_{axis}_mm"], plan[f"fill_{axis}"]
+        strips = window(plan[f"{axis}_strip_mm"], plan[f"sigma_{axis}_strip_mm"], pitch_mm)
+        charge = strip_charges(used, first, strips)
+        bad = {i - first for i in self.bad if 0 <= i - first < STRIPS}
+        found = newly_bad(charge, bad, max(limits["clear_units"], 4 * len(used)), fill)
+        self.bad |= {first + i for i in found}
+        given = filled(charge, bad | found, fill)
+        plane = moments({**charge, **{i: q for i, (q, _) in given.items()}})
+        bias_mm = 0.0
+        for i, (_, doubt) in given.items():
+            if plane.s0 > 0:
+                mean = float(plane.s1) / float(plane.s0)
+                bias_mm += doubt * abs(float(i - STRIPS // 2) - mean) / float(plane.s0) * pitch_mm
+        return plane, bias_mm, (QUALITY_STRIP_FOUND if found else 0) | (QUALITY_STRIP_BAD if given else 0)
 
     def _pair(self, frame: Frame) -> None:
         """Electrometer 2 may show the change of visit that electrometer 1 has shown."""

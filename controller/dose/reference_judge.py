@@ -31,6 +31,7 @@ from drivers.wires.frames import (
     SCAN_Y_PRIMARY_MA,
     SCAN_Y_REDUNDANT_MA,
     SCAN_Y_SET_MA,
+    STRIPS,
     Frame,
 )
 from interlocks import numbers
@@ -101,6 +102,17 @@ class Judge:
         per_s = abs(float(counts)) / float(span_ns) * 1e9
         if span_ns >= 200_000_000 and per_s > self._limit("pedestal_per_s"):
             self._trip(numbers.PEDESTAL_HIGH, per_s, self._limit("pedestal_per_s"))
+
+    def strips_bad(self, bad: set[int]) -> None:
+        """More than the site allows, in one plane."""
+        in_x = sum(i < STRIPS for i in bad)
+        most = max(in_x, len(bad) - in_x)
+        if most > self._limit("strips_bad"):
+            self._trip(numbers.STRIPS_BAD, most, self._limit("strips_bad"))
+
+    def clock_moved(self, moved_ns: int) -> None:
+        """Farther than clocks do."""
+        self._trip(numbers.CLOCK_DRIFT, moved_ns * 1e-6, self._limit("clock_drift_ns") * 1e-6)
 
     def frame_integrated(self, frame: Frame, delta: int, before: Frame | None) -> None:
         """All that one frame shows."""
@@ -221,11 +233,15 @@ class Judge:
         seen = min(row.strips_x, row.strips_y) / self._limit("strip_units_per_count")
         if row.strip_counts >= 2 * self._limit("minimum_counts") and seen < 0.5 * row.strip_counts:
             self._trip(numbers.SPOT_NOT_SEEN, seen, 0.5 * row.strip_counts)
+        self.strips_bad(self.integrator.bad)
         if not math.isnan(row.x_mm):
             self._place(row)
 
     def _place(self, row: Row) -> None:
         plan = self.integrator.planned(row.visit)
+        bias_limit = self._limit("bias_share") * plan["position_limit_mm"]
+        if row.strip_bias_mm > bias_limit:
+            self._trip(numbers.STRIP_BIAS, row.strip_bias_mm, bias_limit)
         scale_x, scale_y = self._limit("strip_scale_x"), self._limit("strip_scale_y")
         dx, dy = row.x_mm - plan["x_strip_mm"] / scale_x, row.y_mm - plan["y_strip_mm"] / scale_y
         error = math.sqrt(dx * dx + dy * dy)

@@ -6,13 +6,30 @@ though it is counted in the next one.
 
 from __future__ import annotations
 
+from math import sqrt
+
 import numpy as np
 
-from controller.dose.strips import centroid_mm, width_mm
+from controller.dose.strips import centroid_mm, close_plane, width_mm
 from controller.record.schema import QUALITY_FRAMES_LOST, QUALITY_NO_POSITION, QUALITY_SATURATED
 from drivers.compiled import compiled
-from drivers.wires.frames import FRAME_NS
+from drivers.wires.frames import FRAME_NS, STRIPS
 from interlocks.realtime import judge_visit
+
+
+@compiled
+def close_strips(m, row, plan):
+    """The sums of both planes over the visit, with bad strips looked for and filled."""
+    v = m.running
+    limits = m.limits
+    v.s0_x, v.s1_x, v.s2_x, v.bias_x_mm, quality = close_plane(
+        m, 0, plan.x_strip_mm, plan.sigma_x_strip_mm, limits.pitch_x_mm, plan.fill_x
+    )
+    row.quality |= quality
+    v.s0_y, v.s1_y, v.s2_y, v.bias_y_mm, quality = close_plane(
+        m, STRIPS, plan.y_strip_mm, plan.sigma_y_strip_mm, limits.pitch_y_mm, plan.fill_y
+    )
+    row.quality |= quality
 
 
 @compiled
@@ -47,6 +64,7 @@ def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
         row.quality |= QUALITY_SATURATED
     if v.lost > 0:
         row.quality |= QUALITY_FRAMES_LOST
+    close_strips(m, row, plan)
     row.strip_counts = v.strip_counts
     row.strips_x = v.s0_x
     row.strips_y = v.s0_y
@@ -55,11 +73,15 @@ def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
     row.y_mm = np.nan
     row.sigma_x_mm = np.nan
     row.sigma_y_mm = np.nan
+    row.strip_bias_mm = np.nan
     if v.s0_x >= minimum and v.s0_y >= minimum:
         row.x_mm = centroid_mm(v.s0_x, v.s1_x, limits.pitch_x_mm) / limits.strip_scale_x
         row.y_mm = centroid_mm(v.s0_y, v.s1_y, limits.pitch_y_mm) / limits.strip_scale_y
         row.sigma_x_mm = width_mm(v.s0_x, v.s1_x, v.s2_x, limits.pitch_x_mm) / limits.strip_scale_x
         row.sigma_y_mm = width_mm(v.s0_y, v.s1_y, v.s2_y, limits.pitch_y_mm) / limits.strip_scale_y
+        bias_x = v.bias_x_mm / limits.strip_scale_x
+        bias_y = v.bias_y_mm / limits.strip_scale_y
+        row.strip_bias_mm = sqrt(bias_x * bias_x + bias_y * bias_y)
     else:
         row.quality |= QUALITY_NO_POSITION
     if plan.per_particle_1 > 0.0:  # else never planned: VISIT_SEQUENCE
@@ -99,8 +121,7 @@ def begin_visit(m, visit, t_ns, counts):
     v.visit = visit
     v.t_start_ns = t_ns
     v.counts_1 = counts
-    v.s0_x = v.s1_x = v.s2_x = 0
-    v.s0_y = v.s1_y = v.s2_y = 0
+    m.strip_sums[:] = 0
     v.strip_frames = 0
     v.strip_counts = 0
     v.lost = 0

@@ -78,6 +78,10 @@ QUALITY_FROM_FRAMES = 16
 """The result rings could not be read: booked from the counts that the frames showed."""
 QUALITY_SPLIT = 8
 """Delivered in more than one stretch of beam (spill end, hold)."""
+QUALITY_STRIP_BAD = 32
+"""A bad strip lay in the window: filled from its neighbours, or left out with its bias stated."""
+QUALITY_STRIP_FOUND = 64
+"""A dead or hot strip was found in this visit."""
 
 ROW_DTYPE = np.dtype(
     [

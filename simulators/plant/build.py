@@ -131,7 +131,9 @@ def _monitors(p: Any, site: Site) -> None:
     p["strip_noise"] = sim.strip_noise_counts > 0
     p["pitch_x_mm"] = site.dosimetry.strips.pitch_x_mm
     p["pitch_y_mm"] = site.dosimetry.strips.pitch_y_mm
-    p["dead_strip"] = -1
+    p["dead_strip"] = p["hot_strip"] = -1
+    p["dead_strips"] = p["dead_step"] = 1
+    p["hot_units"] = 1000
     # the engine waits for the chopper and eight lags of the slower chamber: 0.03 % of the last charge is left
     slower = max(chamber.lag_us for _, chamber in chambers)
     p["tail_ns"] = _ns(site.accelerator.beam_off_delay_us + 8 * slower)

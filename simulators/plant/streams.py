@@ -80,6 +80,18 @@ def strip_noise(plant, words):
 
 
 @compiled
+def bad_strips(p, words):
+    """A dead strip's wire is broken: it shows nothing, not even a pedestal. A hot one leaks."""
+    if p.hot_strip >= 0:
+        words[PAYLOAD + p.hot_strip] += np.int32(p.hot_units)
+    if p.dead_strip >= 0:
+        for k in range(p.dead_strips):
+            at = p.dead_strip + k * p.dead_step
+            if at < 2 * STRIPS:
+                words[PAYLOAD + at] = 0
+
+
+@compiled
 def electrometer_flags(beam_counts, hv_v, hv_min_v, saturated):
     """Flags of an electrometer's frame."""
     flags = FLAG_BEAM if beam_counts >= BEAM_COUNTS else 0
@@ -121,8 +133,7 @@ def make_frame_1(plant, buffer, counts, beam_counts):
                 p.pitch_y_mm,
                 charge,
             )
-    if p.dead_strip >= 0:
-        buffer.i32[PAYLOAD + p.dead_strip] = 0
+    bad_strips(p, buffer.i32)
     flags = electrometer_flags(beam_counts, p.hv_1_v, p.hv_min_1_v, s.saturated_1)
     write_header(
         buffer,
