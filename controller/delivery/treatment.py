@@ -20,6 +20,7 @@ from controller.delivery.run import Run
 from controller.delivery.setup import check_set_ups, set_up
 from controller.delivery.standing import AlreadyTripped, require_arming
 from controller.delivery.states import TABLE, Event, State, UndefinedTransition, follow
+from controller.delivery.step_gate import step_gate
 from controller.delivery.stopping import beam_off, book_what_was_delivered
 from controller.delivery.watch import Watch
 from controller.doctor.qualification import demand_qualification
@@ -119,6 +120,7 @@ class Treatment:
             run.programs.append(build_field(site, field, index, run.corrections))
         run.tally.spots_total = sum(len(p.visits) for programs in run.programs for p in programs)
         run.tally.meterset_planned = sum(f.meterset for f in run.plan.fields)
+        await step_gate(run)
         session = run.nonce()
         run.path.load_key(self._key, session)
         await run.devices.safety_chain.open_session(session, site.permits.time_out_ms, deadline)

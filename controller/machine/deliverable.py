@@ -6,11 +6,15 @@ of a real day changes counts by a few per cent, which no rule here is near to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from controller.machine.dosimetry import nominal_corrections
 from controller.machine.field_program import treatment_machine
+from controller.machine.program import LayerProgram
 from controller.machine.setup_checks import setup_problems
 from controller.machine.site_rules import SITE_RULES, site_finding
 from controller.machine.spot_checks import check_spots
+from controller.machine.step_feasibility import StepProblem, step_problems
 from controller.machine.timing import FieldTime, estimate_field
 from controller.plan.findings import Finding
 from controller.plan.model import Plan, PlanField
@@ -43,8 +47,26 @@ def find_problems(site: Site, plan: Plan, *, allow_unapproved: bool) -> tuple[li
         if programs is None:
             complete = False
         else:
+            findings += _steps(site, field, programs)
             times.append(estimate_field(site, field, programs, plan.fields[index - 1] if index else None))
     return findings, times if complete else []
+
+
+def _steps(site: Site, field: PlanField, programs: Sequence[LayerProgram]) -> list[Finding]:
+    """Step mode by data sheet: one finding a rule, at its first spot."""
+    if site.scanning.engine != "step":
+        return []
+    found: dict[str, list[StepProblem]] = {}
+    for program in programs:
+        for problem in step_problems(site, program):
+            found.setdefault(problem.rule, []).append(problem)
+    findings = []
+    for rule, problems in found.items():
+        first, worst = problems[0], max(problems, key=lambda p: p.value / p.limit)
+        more = f"; {len(problems)} in this beam, the worst in layer {worst.layer}, spot {worst.spot}"
+        where = f"beam {field.number}, layer {first.layer}, spot {first.spot}"
+        findings.append(site_finding(rule, where, f"{first.reason}{more if len(problems) > 1 else ''}"))
+    return findings
 
 
 def _approval(site: Site, plan: Plan, allow_unapproved: bool) -> list[Finding]:

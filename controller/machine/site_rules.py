@@ -46,6 +46,18 @@ SITE_RULES: tuple[Rule, ...] = (
         "Plan again with larger spots or fewer paintings.",
     ),
     _refuse(
+        "STEP_EXCESS",
+        "Step mode: what may come after a spot's preset (ripple while the beam goes off, the electrometer's reaction, "
+        "late charge) is more than the site's tolerance of a spot's dose.",
+        "Plan again with larger spots, or deliver in a room with a lower intensity.",
+    ),
+    _refuse(
+        "STEP_DEAD_TIME",
+        "Step mode: beam would be off for longer before a spot than the site tolerates. `check` counts the devices "
+        "alone; prepare adds PC and links as it finds them.",
+        "A quieter PC, a shorter link, smaller moves, or a greater `scanning.stepping.dead_time_ms`.",
+    ),
+    _refuse(
         "SPOT_TOO_LONG",
         "At the intensity that the layer's smallest visit allows, its largest takes longer than the engine's timer, "
         "or more counts than its counter holds.",

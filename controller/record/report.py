@@ -357,6 +357,7 @@ def _machine(journal: Journal) -> str:
         ]
         head = ("kTP", "temperature C", "pressure hPa", "pedestals", "part")
         out += "<h3>Corrections, frozen for the part</h3>" + _table(head, rows5)
+    out += _step_gate(journal)
     notes = [
         (_n((e["t_ns"] - p.records[0].t_ns) / 1e9, 3), _e(e["event"]), _note(e), str(p.number))
         for p in journal.parts
@@ -365,6 +366,23 @@ def _machine(journal: Journal) -> str:
     ]
     if notes:
         out += "<h3>Commands, resets and warnings</h3>" + _table(("at s", "", "", "part"), notes, numbers=(0,))
+    return out
+
+
+def _step_gate(journal: Journal) -> str:
+    """Step mode: PC and links as timed, and the worst spot's bounds."""
+    gates = [(p.number, e) for p in journal.parts for e in p.events if e["event"] == "step_gate"]
+    rows = [
+        (_e(t["name"]), str(t["count"]), *(_n(t[k], 3) for k in ("p50_ms", "p99_ms", "p999_ms", "max_ms")), str(number))
+        for number, e in gates
+        for t in e["links"]
+    ]
+    head = ("link", "transactions", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "part")
+    out = "<h3>Step mode: PC and links at prepare</h3>" + _table(head, rows, numbers=(1, 2, 3, 4, 5)) if rows else ""
+    for number, e in gates:
+        share, dead_ms, limit_ms = 100 * e["worst_excess_of_tolerance"], e["worst_dead_ms"], e["dead_limit_ms"]
+        out += f"<p>Part {number}, at the worst: {_n(share, 1)} % of the tolerated excess over a spot's preset; "
+        out += f"beam off for {_n(dead_ms, 1)} of {_n(limit_ms, 1)} ms.</p>"
     return out
 
 

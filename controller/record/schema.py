@@ -128,6 +128,9 @@ EVENTS = {
     "steering": "position feedback changed the offset for a layer: field, layer, spots, x_ and y_ of error_mm, "
     "uncertainty_mm, before_mm, after_mm (at isocentre) and offset_a, applied (false: beyond the limit)",
     "corrections": "frozen for the part: ktp, temperature_c, pressure_hpa",
+    "step_gate": "step mode: PC and links as timed at prepare: links (list: name, count, p50_ms, p99_ms, p999_ms, "
+    "max_ms), host_ms, worst_excess_of_tolerance, stalled_pc_particles, worst_dead_ms, dead_limit_ms, worst_time_ms, "
+    "refused",
     "spill": "a spill began, ended, or (in mid-layer) was verified: phase (begin | end | verified), what was read back",
     "hold": "hold began or ended: phase, cause",
     "trip": "an interlock condition latched: id, value, limit, unit, t_cause_ns, first_out, hint",

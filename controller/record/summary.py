@@ -58,6 +58,8 @@ def summarise(journal: Journal, truth: dict[str, Any] | None) -> dict[str, Any]:
         summary["parts"] = len(journal.parts)
     if truth is not None:
         summary["truth"] = truth
+    if gates := [e for part in journal.parts for e in part.events if e["event"] == "step_gate"]:
+        summary["step_gate"] = {k: v for k, v in gates[-1].items() if k not in {"t_ns", "event"}}
     if missing := unclosed(journal):
         summary["unclosed"] = missing
     return summary
