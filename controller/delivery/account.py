@@ -16,22 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.clock import now_ns
+from controller.delivery.booking import STOPPED, Measured, count, fill
 from controller.delivery.run import Run
 from controller.machine.program import LayerProgram
 from controller.record.schema import (
-    QUALITY_FRAMES_LOST,
     QUALITY_FROM_FRAMES,
     QUALITY_NO_POSITION,
-    QUALITY_SPLIT,
     VISIT_DTYPE,
-    VISIT_PARTIAL,
 )
 from controller.telemetry_sinks import SpotBatcher, SpotPoint
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError
 
-STOPPED = 1
-SPLIT = 2
+SPOT_COLUMNS = (
+    "visit", "spot", "x_mm", "y_mm", "planned_x_mm", "planned_y_mm", "meterset_1", "meterset_2", "planned_meterset"
+)  # fmt: skip
+"""Columns of a visit in the order of `SpotPoint`'s fields."""
 READ_S = 10.0
 MEASURED_WAIT_S = 0.5
 
@@ -65,8 +65,7 @@ class Ledger:
         if len(rows):
             self._unwritten.append((self.run.tally.field_index, rows))
             self.observe(rows)
-        for row in rows:
-            self._measured[int(row["visit"])] = row
+        self._measured.update(zip(rows["visit"].tolist(), rows, strict=True))
 
     def take_unwritten(self) -> list[tuple[int, NDArray[Any]]]:
         """Measured visits that came since the last call, each with the index of its field."""
@@ -125,83 +124,51 @@ class Ledger:
         run = self.run
         unit = run.plan.fields[program.field_index].unit
         per_meterset = program.particles_per_mu if unit == "MU" else 1.0
-        visits = np.zeros(len(rows), VISIT_DTYPE)
         plan = program.visits
         first = int(plan["visit"][0])
         # all of them before the first is booked: what is refused here must not be half in the sums
-        for row, one, two in zip(rows, latches_1, latches_2, strict=True):
-            visit = int(row["visit"])
-            if not 0 <= visit - first < len(plan) or int(one["visit"]) != visit or int(two["visit"]) != visit:
-                raise DeviceError(
-                    "scan_controller",
-                    f"result ring: visit {visit}, electrometers latched {int(one['visit'])} and {int(two['visit'])}; "
-                    f"wanted one of {first} to {int(plan['visit'][-1])}",
-                )
-        for out, row, one, two in zip(visits, rows, latches_1, latches_2, strict=True):
-            visit = int(row["visit"])
-            self._fill(out, program, plan[visit - first], row, per_meterset)
-            self._counts(out, visit, int(one["counts"]), int(two["counts"]), int(row["counts"]), program)
-            out["meterset_1"] = out["particles_1"] / per_meterset
-            out["meterset_2"] = out["particles_2"] / per_meterset
+        numbers = rows["visit"].astype(np.int64)
+        one, two = latches_1["visit"].astype(np.int64), latches_2["visit"].astype(np.int64)
+        wrong = (numbers < first) | (numbers >= first + len(plan)) | (one != numbers) | (two != numbers)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise DeviceError(
+                "scan_controller",
+                f"result ring: visit {numbers[at]}, electrometers latched {one[at]} and {two[at]}; "
+                f"wanted one of {first} to {int(plan['visit'][-1])}",
+            )
+        visits = np.zeros(len(rows), VISIT_DTYPE)
+        fill(visits, program, plan[numbers - first], rows, per_meterset, run.part)
+        self._count(visits, latches_1["counts"], latches_2["counts"], rows["counts"], program, per_meterset)
         return visits
 
-    def _fill(self, out: Any, program: LayerProgram, planned: Any, row: Any, per_meterset: float) -> None:
-        out["visit"] = row["visit"]
-        out["spot"] = planned["spot"]
-        out["painting"] = planned["painting"]
-        out["field"] = program.field_index
-        out["layer"] = program.layer_index
-        out["part"] = self.run.part
-        out["t_start_ns"] = row["t_start_ns"]
-        out["t_end_ns"] = row["t_end_ns"]
-        out["beam_on_ns"] = row["beam_on_ns"]
-        out["planned_particles"] = planned["particles"]
-        out["planned_meterset"] = planned["particles"] / per_meterset
-        out["planned_x_mm"] = planned["x_mm"]
-        out["planned_y_mm"] = planned["y_mm"]
-        out["x_current_a"] = row["x_current_a"]
-        out["y_current_a"] = row["y_current_a"]
-        out["flags"] = int(planned["flags"]) | (VISIT_PARTIAL if int(row["flags"]) & STOPPED else 0)
-        out["quality"] = QUALITY_SPLIT if int(row["flags"]) & SPLIT else 0
-        out["x_mm"] = out["y_mm"] = out["sigma_x_mm"] = out["sigma_y_mm"] = np.nan
-
-    def _counts(self, out: Any, visit: int, end_1: int, end_2: int, seen: int, program: LayerProgram) -> None:
-        """`seen`: the engine's own count of the visit, for one whose start neither frames nor rings show."""
-        measured = self._measured.pop(visit, None)
-        follows = self._last is not None and self._last[0] == visit - 1
-        start_1, start_2 = (
-            (self._last[1], self._last[2]) if follows and self._last is not None else (end_1 - seen, end_2)
-        )
-        pedestal_1 = pedestal_2 = late_1 = late_2 = 0.0
-        if measured is not None:
-            start_1 = int(measured["start_1"])
-            start_2 = int(measured["start_2"]) if measured["start_2"] >= 0 else start_2
-            pedestal_1, pedestal_2 = float(measured["pedestal_1"]), float(measured["pedestal_2"])
-            late_1, late_2 = float(measured["late_1"]), float(measured["late_2"])
-            out["quality"] |= int(measured["quality"])
-            for name in ("x_mm", "y_mm", "sigma_x_mm", "sigma_y_mm"):
-                out[name] = measured[name]
-            lost = bool(int(measured["quality"]) & QUALITY_FRAMES_LOST)
-            shown = (int(measured["counts_1"]), int(measured["counts_2"]))
-            if not lost and shown != (end_1, end_2):
-                self.run.trip(
-                    "COUNTS_DISPUTED",
-                    value=float(shown[0] - end_1),
-                    limit=0.0,
-                    detail=f"visit {visit}: frames {shown}, rings {(end_1, end_2)}",
-                )
-        else:
-            out["quality"] |= QUALITY_FRAMES_LOST | QUALITY_NO_POSITION
-        out["counts_1"] = end_1 - start_1
-        out["counts_2"] = end_2 - start_2
-        out["late_counts_1"], out["late_counts_2"] = late_1, late_2
-        out["frame_counts_1"] = np.nan if measured is None else float(measured["delta_1"]) - late_1
-        out["frame_counts_2"] = np.nan if measured is None else float(measured["delta_2"]) - late_2
-        out["particles_1"] = (end_1 - start_1 - pedestal_1 + late_1) / program.counts_per_particle
-        out["particles_2"] = (end_2 - start_2 - pedestal_2 + late_2) / program.counts_per_particle_2
-        self.counters.booked_1 += end_1 - start_1
-        self.counters.booked_2 += end_2 - start_2
-        self._last = (visit, end_1, end_2)
+    def _count(
+        self,
+        visits: NDArray[Any],
+        counts_1: NDArray[Any],
+        counts_2: NDArray[Any],
+        seen: NDArray[Any],
+        program: LayerProgram,
+        per_meterset: float,
+    ) -> None:
+        """Book the counts; frames that disagree with the rings are a trip. `seen`: the engine's own counts."""
+        numbers = visits["visit"].tolist()
+        ends_1, ends_2 = counts_1.astype(np.int64), counts_2.astype(np.int64)
+        measured = Measured.take_from(self._measured, numbers)
+        for at in measured.disputes(ends_1, ends_2):
+            row = measured.rows[at]
+            shown, latched = (int(row["counts_1"]), int(row["counts_2"])), (int(ends_1[at]), int(ends_2[at]))
+            self.run.trip(
+                "COUNTS_DISPUTED",
+                value=float(shown[0] - latched[0]),
+                limit=0.0,
+                detail=f"visit {numbers[at]}: frames {shown}, rings {latched}",
+            )
+        count(visits, measured, ends_1, ends_2, seen.astype(np.int64), self._last, program, per_meterset)
+        self.counters.booked_1 += int(visits["counts_1"].sum())
+        self.counters.booked_2 += int(visits["counts_2"].sum())
+        if numbers:
+            self._last = (numbers[-1], int(ends_1[-1]), int(ends_2[-1]))
 
     def book_frames(self, program: LayerProgram) -> int:
         """What the frames showed of a layer whose rings cannot be read: booked so that the record adds up.
@@ -216,26 +183,24 @@ class Ledger:
             rows.append(running)
         unit = self.run.plan.fields[program.field_index].unit
         per_meterset = program.particles_per_mu if unit == "MU" else 1.0
+        shown = np.array(rows, self.run.path.monitor.measured.dtype)
+        planned = program.visits[shown["visit"] - first]
+        partial = shown["delta_1"] < 0.95 * planned["preset_counts"].astype(np.float64)
+        engine = {
+            "visit": shown["visit"],
+            "t_start_ns": shown["t_start_ns"],
+            "t_end_ns": shown["t_end_ns"],
+            "beam_on_ns": 0,
+            "x_current_a": np.nan,
+            "y_current_a": np.nan,
+            "flags": np.where(partial, STOPPED, 0),
+        }
         visits = np.zeros(len(rows), VISIT_DTYPE)
-        for out, row in zip(visits, rows, strict=True):
-            planned = program.visits[int(row["visit"]) - first]
-            partial = row["delta_1"] < 0.95 * float(planned["preset_counts"])
-            engine = {
-                "visit": row["visit"],
-                "t_start_ns": row["t_start_ns"],
-                "t_end_ns": row["t_end_ns"],
-                "beam_on_ns": 0,
-                "x_current_a": np.nan,
-                "y_current_a": np.nan,
-                "flags": STOPPED if partial else 0,
-            }
-            self._fill(out, program, planned, engine, per_meterset)
-            self._measured[int(row["visit"])] = row
-            end_2 = int(row["counts_2"]) if row["counts_2"] >= 0 else int(row["start_2"])
-            self._counts(out, int(row["visit"]), int(row["counts_1"]), end_2, 0, program)
-            out["quality"] |= QUALITY_FROM_FRAMES
-            out["meterset_1"] = out["particles_1"] / per_meterset
-            out["meterset_2"] = out["particles_2"] / per_meterset
+        fill(visits, program, planned, engine, per_meterset, self.run.part)
+        self._measured.update(zip(visits["visit"].tolist(), shown, strict=True))
+        ends_2 = np.where(shown["counts_2"] >= 0, shown["counts_2"], shown["start_2"])
+        self._count(visits, shown["counts_1"], ends_2, np.zeros(len(rows), np.int64), program, per_meterset)
+        visits["quality"] |= QUALITY_FROM_FRAMES
         self.run.journal.visits(visits)
         self._publish(program, visits)
         return len(visits)
@@ -263,27 +228,15 @@ class Ledger:
         run = self.run
         unit = run.plan.fields[program.field_index].unit
         tally = run.tally
-        for v in visits:
-            tally.visits_done += 1
-            tally.meterset_1 += float(v["meterset_1"])
-            tally.meterset_2 += float(v["meterset_2"])
-            self._spots.add(
-                int(v["t_end_ns"]),
-                program.field_index,
-                program.layer_index,
-                unit,
-                SpotPoint(
-                    visit=int(v["visit"]),
-                    spot=int(v["spot"]),
-                    x_mm=float(v["x_mm"]),
-                    y_mm=float(v["y_mm"]),
-                    planned_x_mm=float(v["planned_x_mm"]),
-                    planned_y_mm=float(v["planned_y_mm"]),
-                    meterset_primary=float(v["meterset_1"]),
-                    meterset_secondary=float(v["meterset_2"]),
-                    meterset_planned=float(v["planned_meterset"]),
-                ),
-            )
+        tally.visits_done += len(visits)
+        for meterset_1, meterset_2 in zip(visits["meterset_1"].tolist(), visits["meterset_2"].tolist(), strict=True):
+            tally.meterset_1 += meterset_1  # one by one: the sum does not depend on how visits were read
+            tally.meterset_2 += meterset_2
+        for t_end_ns, *values in zip(
+            visits["t_end_ns"].tolist(), *(visits[n].tolist() for n in SPOT_COLUMNS), strict=True
+        ):
+            point = SpotPoint(*values)
+            self._spots.add(t_end_ns, program.field_index, program.layer_index, unit, point)
         self._spots.flush()
         run.on_change()
 
