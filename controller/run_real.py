@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import gc
 import json
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from controller.attach import room_simulators
+from controller.bench.figures import steal_ticks
 from controller.clock import now_ns
 from controller.commands import Commands
 from controller.compose import broker_process, read_truths, site_key
@@ -26,6 +26,7 @@ from controller.doctor.limits import realtime_wishes
 from controller.dose.acquisition import RealtimeThread, warm_up
 from controller.dose.memory import Monitor
 from controller.dose.path import MonitorPath
+from controller.heap import Heap
 from controller.plan.check import CheckReport
 from controller.record.frame_recorder import FrameRecorder
 from controller.record.journal_reader import read_journal
@@ -153,6 +154,8 @@ async def _deliver_until(
 ) -> tuple[Outcome, Run, Path | None]:
     monitor = Monitor()
     path = MonitorPath(order.site, monitor)
+    heap = Heap()
+    stolen = steal_ticks()
     recorder: FrameRecorder | None = None
     displays: list[Display] = []
     refreshing: list[asyncio.Task[None]] = []
@@ -161,6 +164,7 @@ async def _deliver_until(
         displays.append(Display(run, sys.stderr, report.time_s))
         refreshing.append(asyncio.create_task(displays[-1].refresh(), name="display"))
         signals.call(lambda cause: commands.abort(order.operator, cause))
+        run.layer_runs = heap.layer
 
     # both compile, the first time on a PC: side by side
     warming = asyncio.create_task(asyncio.to_thread(warm_up), name="compile")
@@ -178,11 +182,14 @@ async def _deliver_until(
                         )
                         recorder.attach(path)
                     tape = None if recorder is None else recorder.tape
-                    stack.enter_context(
+                    thread = stack.enter_context(
                         RealtimeThread(order.site, monitor, path.notify, realtime_wishes(order.site), tape)
                     )
-                    stack.enter_context(_no_collections())
-                    outcome, run = await deliver(order, report, path, site_key(order.site), sink, watch=watch)
+                    stack.enter_context(heap)
+                    try:
+                        outcome, run = await deliver(order, report, path, site_key(order.site), sink, watch=watch)
+                    finally:
+                        _note_conditions(order.out, _conditions(thread, heap, steal_ticks() - stolen))
             finally:
                 signals.call(lambda _cause: None)  # the end is on its way, and bounded
                 for display in displays:
@@ -194,15 +201,25 @@ async def _deliver_until(
     return outcome, run, room.truth_path
 
 
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """What start-up made is never collected again: a full collection would stall asyncio in mid-layer."""
-    gc.collect()
-    gc.freeze()
+def _conditions(thread: RealtimeThread, heap: Heap, stolen: int) -> dict[str, object]:
+    return {
+        "granted": thread.granted,
+        "kernel_drops": thread.drops(),
+        "collections": heap.figures(),
+        "steal_ticks": stolen,
+    }
+
+
+def _note_conditions(out: Path, conditions: dict[str, object]) -> None:
+    """Under which conditions the run's times were reached: into run.json, which is there already."""
+    path = out / "run.json"
+    fresh = path.with_suffix(".tmp")
     try:
-        yield
-    finally:
-        gc.unfreeze()
+        run = json.loads(path.read_text(encoding="utf-8"))
+        fresh.write_text(json.dumps(run | {"real_time": conditions}, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(path)
+    except (OSError, ValueError) as error:  # no treatment fails for its footnotes
+        print(f"spotwise: {path} not completed: {error}", file=sys.stderr)
 
 
 def _write_truth(order: Order, run: Run, truth_path: Path) -> None:

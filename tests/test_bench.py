@@ -173,6 +173,10 @@ def test_a_quick_run_gives_all_keys(name: str, capsys: pytest.CaptureFixture[str
         assert result["unit"] == "us"
         assert result["details"]["frames_lost"] == [0, 0, 0]
         assert result["details"]["trip"] == 0
+        assert result["details"]["collections"]["in_layers"] == 0
+        assert result["details"]["telemetry"]["dropped"] == 0
+        assert len(result["details"]["received_by_readers"]) == 2
+        assert all(count > 0 for count in result["details"]["received_by_readers"])
     if name in ("layers", "simulation"):
         assert "10 Hz: " in result["context"]["poll_plan"]
     if name == "download":

@@ -279,6 +279,10 @@ async def test_telemetry_without_a_broker_is_no_business_of_the_beam(
         ended = await controller.ended()
     assert ended.status == 0, ended
     assert summary(room.folder / "out")["outcome"] == "completed"
+    conditions = json.loads((room.folder / "out" / "run.json").read_text(encoding="utf-8"))["real_time"]
+    assert conditions["granted"]["timer_slack_ns"] == 1
+    assert conditions["collections"]["in_layers"] == 0
+    assert conditions["collections"]["collections"] >= 2  # one after each layer
 
 
 async def test_a_broker_that_dies_in_mid_run_is_no_business_of_the_beam(

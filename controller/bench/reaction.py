@@ -3,14 +3,14 @@
 The real-time thread of a delivery, on sockets of loopback, gets the frames of three devices: visits of 1.2 ms under
 beam, strips, magnets, all judged. A sender stamps electrometer 1's frame before it leaves and the permit when it has
 come; half a period later it sends the same bytes to a compiled echo of the same priority on the same CPU and stamps its
-answer. A stall of the host hits both. Meanwhile rows go to a journal and telemetry is made, and another process keeps
-a core busy. What is held against the echo is what Spotwise adds: checksum, integration, judgement, MAC.
+answer. A stall of the host hits both. Meanwhile rows go to a journal, telemetry goes to a real broker and from there to
+readers in ten processes, and another process keeps a core busy. What is held against the echo is what Spotwise adds:
+checksum, integration, judgement, MAC.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 import socket
@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.bench.download import own_site
-from controller.bench.figures import BenchResult, Surroundings, percentiles, ratio, rounded
+from controller.bench.figures import BenchResult, Surroundings, percentiles, ratio, rounded, steal_ticks
 from controller.bench.reaction_loop import (
     COUNTS_PER_FRAME,
     NEVER,
@@ -40,17 +40,21 @@ from controller.bench.reaction_loop import (
     drive,
     echo,
 )
+from controller.bench.readers import readership
 from controller.bench.virtual import bench_site
+from controller.clock import now_ns
 from controller.compose import site_key
 from controller.dose.acquisition import RealtimeThread
 from controller.dose.memory import MAX_VISITS, Monitor
 from controller.dose.path import MonitorPath
+from controller.heap import Heap
 from controller.record.journal import JournalWriter
+from controller.telemetry_sinks import SpotBatcher, SpotPoint, TelemetrySink
 from drivers.errors import SpotwiseError
 from drivers.wires.frames import FRAME_NS, STRIP_UNITS_PER_COUNT, STRIPS, new_buffer
 from drivers.wires.libc import monotonic_ns
 from drivers.wires.realtime import RealtimeWishes, ask_realtime
-from sites.schema import Site
+from sites.schema import DEVICE_NAMES, Site
 
 FIFO_PRIORITY = 20
 SECONDS = 20.0
@@ -61,6 +65,9 @@ PATIENCE_NS = 60_000_000_000
 """Limits on age and silence are out of the way: the bench measures stalls, it must not end with the first."""
 SIGMA_MM = 2.0
 PERIOD_S = 0.05
+POLL_TURNS = 2
+"""Of PERIOD_S each: devices are published ten times a second."""
+READERS, QUICK_READERS = 10, 2
 PAYLOAD = 16
 
 
@@ -174,26 +181,47 @@ class _Sender:
         self._permits.close()
 
 
-async def _load(path: MonitorPath, journal: JournalWriter, sender: _Sender) -> int:
-    """What asyncio does during a delivery: rows to the journal, telemetry made; returns the visits measured."""
+async def _load(path: MonitorPath, journal: JournalWriter, sender: _Sender, sink: TelemetrySink) -> int:
+    """What asyncio does during a delivery: rows to the journal, telemetry published; returns the visits measured."""
     visits = 0
+    turn = 0
+    batch = SpotBatcher(sink)
     while not sender.done.is_set():
         journal.rows(path.take_rows())
         measured = path.take_measured()
+        for row in measured:
+            batch.add(now_ns(), 0, 0, "MU", _point(row))
         visits += len(measured)
-        for _ in range(10):  # as many topics
-            json.dumps([{name: float(row[name]) for name in ("delta_1", "x_mm", "y_mm")} for row in measured])
+        for number, name in enumerate(DEVICE_NAMES):
+            if (turn + number) % POLL_TURNS == 0:
+                sink.publish(f"devices/{name}", _device(path, name))
+        turn += 1
         await asyncio.sleep(PERIOD_S)
     return visits + len(path.take_measured())
 
 
-async def _run(seconds: float, folder: Path) -> tuple[_Sender, dict[str, Any]]:
+def _point(row: Any) -> SpotPoint:
+    visit = int(row["visit"])
+    x_mm, y_mm = float(row["x_mm"]), float(row["y_mm"])
+    meterset = float(row["delta_1"]) * 1e-4
+    return SpotPoint(visit, visit, x_mm, y_mm, x_mm, y_mm, meterset, meterset, meterset)
+
+
+def _device(path: MonitorPath, name: str) -> dict[str, Any]:
+    values = {f"value_{k}": float(path.monitor.state["alive"]) for k in range(20)}
+    return {
+        "t_ns": now_ns(), "device": name, "link": "up", "simulated": True, "age_ms": 1.0, "values": values
+    }  # fmt: skip
+
+
+async def _run(seconds: float, folder: Path, readers: int) -> tuple[_Sender, dict[str, Any]]:
     site = own_site(bench_site(), folder)
     monitor = Monitor()
     path = ready_path(site, monitor, site_key(site))
     cpu = max(os.sched_getaffinity(0))
     wishes = RealtimeWishes(fifo_priority=FIFO_PRIORITY, cpu=cpu)
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        audience = await stack.enter_async_context(readership(site.name, folder, readers))
         journal = stack.enter_context(JournalWriter(folder / "journal.bin"))
         journal.header(0, {"bench": "reaction"})
         echo(new_buffer(), -1, -1, np.ones(1, np.int64))  # compile
@@ -202,8 +230,13 @@ async def _run(seconds: float, folder: Path) -> tuple[_Sender, dict[str, Any]]:
         sender = _Sender(site, path, answers.asker, round(seconds / (FRAME_NS * 1e-9)), wishes)
         stack.callback(sender.close)
         thread = stack.enter_context(RealtimeThread(site, monitor, path.notify, wishes))
+        heap = stack.enter_context(Heap())
+        heap.layer(True)
+        stolen = steal_ticks()
         sender.start()
-        visits = await _load(path, journal, sender)
+        visits = await _load(path, journal, sender, audience.telemetry)
+        stolen = steal_ticks() - stolen
+        heap.layer(False)
         drops = thread.drops()
     streams, state = monitor.streams, monitor.state
     return sender, {
@@ -215,6 +248,11 @@ async def _run(seconds: float, folder: Path) -> tuple[_Sender, dict[str, Any]]:
         "permits": int(state["permits"]),
         "trip": int(state["trip"]),
         "visits": visits,
+        "steal_ticks_meanwhile": stolen,
+        "collections": heap.figures(),
+        "broker": audience.broker,
+        "telemetry": {"sent": audience.telemetry.counts.sent, "dropped": audience.telemetry.counts.dropped},
+        "received_by_readers": audience.received,
         "longest_in_thread_us": rounded(int(state["lag_max_ns"]) * 1e-3),
     }
 
@@ -238,7 +276,7 @@ def bench_reaction(*, quick: bool = False, seconds: float | None = None, busy: b
         around = Surroundings()
         begun = time.perf_counter()
         with _busy_core() if busy and not quick else nullcontext():
-            sender, details = asyncio.run(_run(seconds, Path(name)))
+            sender, details = asyncio.run(_run(seconds, Path(name), QUICK_READERS if quick else READERS))
         context = around.context(seconds=round(time.perf_counter() - begun, 1), busy_process=busy and not quick)
     periods = len(sender.times_ns)
     judged, expected = details["frames_judged"], [periods, periods, (periods + 1) // 2]

@@ -75,6 +75,7 @@ async def _deliver(run: Run, ledger: Ledger, programs: Sequence[LayerProgram], a
             run.tally.energy_mev_u = float("nan")  # not read back yet
             await layer.beam_ready(run, program, request_id)
             run.path.log(True)
+            run.layer_runs(True)
             await layer.start(run, program, request_id)
             run.on_change()
             ahead = (
@@ -88,12 +89,14 @@ async def _deliver(run: Run, ledger: Ledger, programs: Sequence[LayerProgram], a
             run.path.log(False)
             if following is not None and ahead is not None:
                 request_id = await layer.request(run, following)
+                run.layer_runs(False)
                 await ahead
                 ledger.take(run.path.take_measured())  # the layer's last spots as well
                 await _arm(run, adaptation, following, (index + 1) % 2)
             if accounting is not None:
                 await accounting
             accounting = group.create_task(_account(run, ledger, program), name="accounting")
+    run.layer_runs(False)
 
 
 async def _account(run: Run, ledger: Ledger, program: LayerProgram) -> None:

@@ -90,6 +90,8 @@ class Run:
     engine: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Start and hold of the spot engine, one after the other: a pause never slips in between."""
     on_change: Callable[[], None] = lambda: None
+    layer_runs: Callable[[bool], None] = lambda _runs: None
+    """Told when a layer begins, and when it is over: for what must not fall into a layer."""
     nonce: Callable[[], int] = lambda: secrets.randbits(63) | 1
     """Fresh numbers for sessions and arm tokens; seeded in virtual time."""
 

@@ -306,6 +306,7 @@ class Treatment:
     async def _stop_in_order(self, programs: Sequence[LayerProgram]) -> None:
         run = self.run
         await beam_off(run)
+        run.layer_runs(False)
         # the last frames after beam-off still belong to the log
         await asyncio.sleep(0.02)
         self._drain()
