@@ -26,14 +26,16 @@ from controller.dose.tape import TAPE, Tape, note_control, note_frame, note_sile
 from controller.machine.program import LayerProgram
 from controller.record.truth import truth_figures
 from drivers.compiled import array_at, compiled
-from drivers.wires.frames import frame_at, seal
+from drivers.wires.frames import frame_at, new_buffer, seal
 from drivers.wires.latency import WireLatency
+from interlocks.guard_digest import WORDS as DIGEST_WORDS
+from interlocks.guard_digest import take_frame
 from simulators.broker import broker_process as broker_process
 from simulators.faults import Fault
 from simulators.faults import load_faults as load_scenario
 from simulators.plant.build import permit_key
 from simulators.plant.chain import receive_permit
-from simulators.plant.state import FRAME_NS, ION_UNIT
+from simulators.plant.state import FRAME_NS, ION_UNIT, Plant
 from simulators.plant.state import MEMORY as PLANT_MEMORY
 from simulators.plant.step import advance_frame
 from simulators.room import Room
@@ -54,13 +56,27 @@ __all__ = [
 PERMIT_BYTES = 64
 
 
+GUARD_STREAM = 3
+"""Place of electrometer 2's second stream, the guard's, among what streams."""
+guard_frame = compiled(take_frame)
 RECORDED_NS = 200_000_000
 """The room advances no further at once while frames are recorded: the tape holds more than that."""
 
 
 @compiled
 def advance_world(  # type: ignore[no-untyped-def]  # numba types it
-    plant_at, monitor_at, frame_1_at, frame_2_at, frame_3_at, permit_at, streaming, latency_ns, until_ns, tape_at, ring
+    plant_at,
+    monitor_at,
+    frame_1_at,
+    frame_2_at,
+    frame_3_at,
+    permit_at,
+    streaming,
+    latency_ns,
+    until_ns,
+    tape_at,
+    ring,
+    guard_digest,
 ):
     """Run whole frames until `until_ns`, or until the flags that asyncio watches change or a trip latches.
 
@@ -81,6 +97,15 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
     while s.t_ns + FRAME_NS <= until_ns:
         streams = advance_frame(plant, frame_1, frame_2, frame_3)
         now_ns = s.t_ns + latency_ns
+        if streams & 2 != 0 and streaming[GUARD_STREAM] == 1:
+            guard_frame(
+                guard_digest,
+                frame_2.i64[1],
+                frame_2.i64[3],
+                np.int64(frame_2.u32[8]),
+                np.int64(frame_2.u32[9]),
+                frame_2.i64[5],
+            )
         for k in range(3):
             action = ACTION_NONE
             if recording:
@@ -113,6 +138,46 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
     return s.t_ns
 
 
+class RoomGuardWires:
+    """All wires of a guard in this process: frames by the compiled room, permits to its chain, the link in memory.
+
+    Both ends of the link: `heard` and `answer` are the guard's, `send` and `receive` the controller's.
+    """
+
+    def __init__(self, plant: Plant) -> None:
+        self.digest = np.zeros(DIGEST_WORDS, np.int64)
+        self._plant = plant
+        self._permit = new_buffer()
+        self._to_guard: list[bytes] = []
+        self._to_controller: list[bytes] = []
+
+    def take_frames(self) -> None:
+        """The room has put them into the digest."""
+
+    def send_permit(self, data: bytes) -> None:
+        """To the safety chain, at once."""
+        self._permit.u8[: len(data)] = np.frombuffer(data, np.uint8)
+        receive_permit(self._plant.memory[0], self._permit, len(data), int(self._plant.state["t_ns"]))
+
+    def heard(self) -> list[bytes]:
+        """What the controller has sent."""
+        came, self._to_guard = self._to_guard, []
+        return came
+
+    def answer(self, data: bytes) -> None:
+        """To the controller."""
+        self._to_controller.append(data)
+
+    def send(self, data: bytes) -> None:
+        """To the guard."""
+        self._to_guard.append(data)
+
+    def receive(self) -> list[bytes]:
+        """What the guard has answered."""
+        came, self._to_controller = self._to_controller, []
+        return came
+
+
 class VirtualWorld:
     """A `drivers.wires.virtual_loop.World` around one simulated room and the controller's real-time path."""
 
@@ -124,7 +189,8 @@ class VirtualWorld:
         self._tape = Tape()
         self._tape_address = self._tape.memory.ctypes.data
         self._recorded: Callable[[], None] = lambda: None
-        self._streaming = np.zeros(3, np.int64)
+        self._streaming = np.zeros(4, np.int64)
+        self._guard = RoomGuardWires(self.room.plant)
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
         plant = self.room.plant
         memories = (plant.memory, self.monitor.memory)
@@ -134,6 +200,8 @@ class VirtualWorld:
     def _streams_changed(self, number: int, slot: int, destination: tuple[int, int, bool]) -> None:
         if slot == 0:
             self._streaming[number - 1] = int(destination[2])
+        elif number == 2:
+            self._streaming[GUARD_STREAM] = int(destination[2])
 
     def record(self, tape: Tape, recorded: Callable[[], None]) -> None:
         """Before the run: keep a tape of all frames; `recorded` is called whenever the room has advanced."""
@@ -154,6 +222,7 @@ class VirtualWorld:
             t_ns,
             self._tape_address,
             self._tape.ring,
+            self._guard.digest,
         )
         self._recorded()
         plant = self.room.plant.state
@@ -175,6 +244,7 @@ class VirtualWorld:
     async def serve(self, faults: Iterable[Fault]) -> AsyncIterator[MonitorPath]:
         """Serve the room on the running virtual loop; yields the controller's real-time path."""
         self.path = MonitorPath(self.site, self.monitor)
+        self.path.guard_wires = self._guard
         async with self.room.serve():
             play = asyncio.create_task(self.room.play(faults), name="faults")
             try:

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from controller.delivery.integrity import Sources
 from controller.delivery.run import Run
 from controller.delivery.treatment import Treatment
 from controller.dose.path import MonitorPath
+from controller.guard_start import guard_of
 from controller.plan.check import CheckReport
 from controller.plan.loaded import LoadedPlan
 from controller.record.disk import THE_DISK, Disk
@@ -157,10 +159,17 @@ async def deliver(
         run.approved = True  # the check let it pass, above
         if nonce is not None:
             run.nonce = nonce
-        async with Treatment(run, key) as treatment:
+        async with AsyncExitStack() as room, Treatment(run, key) as treatment:
             commands.attach(treatment)
             watch(run, commands)
-            outcome = await _fields(commands, treatment, order)
+            try:
+                run.guard = await room.enter_async_context(
+                    guard_of(order.site, key, path, order.plan, loaded.plan, order.out)
+                )
+            except Refused as error:
+                outcome = Outcome("refused", str(error), error.exit_status)
+            else:
+                outcome = await _fields(commands, treatment, order)
             await treatment.finish(outcome.status)
     return outcome, run
 

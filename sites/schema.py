@@ -45,6 +45,7 @@ __all__ = [
     "Fraction",
     "Gantry",
     "Gating",
+    "GuardRules",
     "IonName",
     "MuCalibration",
     "NotNegative",
@@ -362,6 +363,32 @@ class Permits(Table):
         return self
 
 
+class GuardRules(Table):
+    """The guard: its own addresses, and what it goes by. Limits of dose are the plan's and `tolerances`."""
+
+    frames: UdpEndpoint
+    """Where electrometer 2 sends its second stream of frames."""
+    link: UdpEndpoint
+    """Where the guard listens to the controller, on loopback."""
+    poll_hz: Positive = 4.0
+    """How often it asks the chain's PLC; electrometer 2's registers four times less."""
+    max_age_ms: Positive = 800.0
+    """The chain's sensors must not be older."""
+    agreement: Fraction = 0.001
+    """The controller's limits may differ from the guard's own by so much."""
+    beam_time_factor: Positive = 1.2
+    """Beam-on time over the planned one."""
+    temperature_c: tuple[Finite, Finite] = (10.0, 35.0)
+    """Air in a treatment room; outside it the sensor is wrong."""
+    pressure_hpa: tuple[Finite, Finite] = (850.0, 1080.0)
+    ktp_jump: Fraction = 0.05
+    """Largest relative change of kTP since the last treatment: weather moves it by 3 % a day."""
+    gain: tuple[Finite, Finite] = (0.8, 1.25)
+    """Plausible calibration factors of electrometer 2."""
+    calibration_jump: Fraction = 0.02
+    """Largest relative change of counts per particle since the last treatment."""
+
+
 class Telemetry(Table):
     """MQTT, publish only."""
 
@@ -403,6 +430,8 @@ class Site(Table):
     permits: Permits
     devices: Devices
     streams: Streams
+    guard: GuardRules | None = None
+    """Needed where `permits.required` names the guard."""
     telemetry: Telemetry = Telemetry()
     qualification: Qualification = Qualification()
     operators: Operators
@@ -427,6 +456,12 @@ class Site(Table):
                 raise ValueError(f"devices: {place} is the address of several devices")
         if self.streams.frames == self.streams.permits:
             raise ValueError("streams: frames and permits must go to different ports")
+        if "guard" in self.permits.required and self.guard is None:
+            raise ValueError("guard: missing, but permits.required names the guard")
+        if self.guard is not None:
+            ends = [self.streams.frames, self.streams.permits, self.guard.frames, self.guard.link]
+            if any(a == b for a, b in itertools.combinations(ends, 2)):
+                raise ValueError("guard: frames and link must have ports of their own")
         any_real = any(d.kind == "real" for _, d in self.devices.items())
         if any_real and self.permits.key_hex is not None:
             raise ValueError("permits.key_hex: is for all-simulated sites; use key_file with a real device")

@@ -19,6 +19,7 @@ from controller.delivery.devices import open_devices
 from controller.delivery.run import Run
 from controller.delivery.states import State
 from controller.delivery.treatment import Treatment
+from controller.guard_start import guard_of
 from controller.plan.check import check_plan
 from controller.record.disk import THE_DISK, Disk
 from controller.record.identity import write_identity
@@ -118,7 +119,12 @@ def run_delivery(
                 run.approved = report.outcome == "deliverable"
                 commands = Commands(room)
                 commands.report = report
-                async with Treatment(run, site_key(room)) as treatment:
+                key = site_key(room)
+                loaded = report.loaded.plan
+                async with (
+                    guard_of(room, key, path, plan, loaded, directory) as run.guard,
+                    Treatment(run, key) as treatment,
+                ):
                     commands.attach(treatment)
                     seen.append(Delivery(directory, world, run, commands, sink))
                     await script(seen[0])

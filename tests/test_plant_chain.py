@@ -21,6 +21,7 @@ from simulators.plant.state import (
     CAUSE_ELECTROMETER_2,
     CAUSE_EMERGENCY,
     CAUSE_ENGINE,
+    CAUSE_GUARD_SILENCE,
     CAUSE_NONE,
     CAUSE_OPERATOR,
     CAUSE_SEARCH,
@@ -147,7 +148,7 @@ def test_where_both_are_required_one_alone_is_not_enough() -> None:
     chain.frames(1, permits=True)
     assert chain.closed
     chain.frames(int(chain.state["time_out_ns"]) // FRAME_NS + 2, permits=True)
-    assert chain.cause == CAUSE_SILENCE
+    assert chain.cause == CAUSE_GUARD_SILENCE
 
 
 @pytest.mark.parametrize("time_out_ms", [1, 10, 250])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from controller.clock import now_ns
 from controller.delivery import layer
 from controller.delivery.account import Ledger
 from controller.delivery.adaptation import Adaptation
@@ -23,6 +24,7 @@ async def arm_chain(run: Run) -> None:
     run.arm_token = run.nonce()
     await run.devices.accelerator.open_stopper(deadline)
     await run.devices.safety_chain.arm(run.arm_token, deadline)
+    run.guard.arm(run.tally.field_index, run.arm_token, now_ns())
     run.path.permit(run.arm_token)
     run.event("permit", phase="begin", arm_token=run.arm_token)
     async with deadline.timeout():
@@ -34,6 +36,7 @@ async def disarm_chain(run: Run) -> None:
     """No more permits, chain open, no more spills, stopper closed: only an armed field has it open."""
     deadline = Deadline.after(COMMAND_S, "opening the safety chain")
     run.path.withhold()
+    run.guard.disarm(now_ns())
     run.event("permit", phase="end", arm_token=run.arm_token)
     await run.devices.safety_chain.disarm(deadline)
     await run.devices.accelerator.stop(deadline)

@@ -176,6 +176,7 @@ async def arm(run: Run, program: LayerProgram, bank: int, offset_a: tuple[float,
     v = program.visits
     deadline = Deadline.after(COMMAND_S, f"arming of layer {program.layer_index + 1}")
     run.path.allow(int(v["visit"][0]), int(v["visit"][-1]))
+    run.guard.allow(program.layer_index, int(v["visit"][0]), int(v["visit"][-1]), now_ns())
     x_a, y_a = offset_a
     await run.devices.scan_controller.arm(bank, run.arm_token, deadline, x_offset_a=x_a, y_offset_a=y_a)
     # frames may come late: until one shows the engine armed, "layer done" would still be said of the layer before

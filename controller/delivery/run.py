@@ -10,6 +10,7 @@ from typing import Any
 
 from controller.clock import now_ns
 from controller.delivery.devices import RoomDevices
+from controller.delivery.guard import GuardLink
 from controller.delivery.integrity import Sources
 from controller.delivery.states import TABLE, Event, State, follow
 from controller.dose.path import MonitorPath
@@ -94,6 +95,10 @@ class Run:
     """Told when a layer begins, and when it is over: for what must not fall into a layer."""
     nonce: Callable[[], int] = lambda: secrets.randbits(63) | 1
     """Fresh numbers for sessions and arm tokens; seeded in virtual time."""
+    guard: GuardLink = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guard = GuardLink(self.site)  # until one is attached
 
     def event(self, name: str, /, **values: Any) -> None:
         """Write an event with the time of now."""

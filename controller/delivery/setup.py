@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.delivery.run import Run
-from controller.machine.field_program import treatment_machine
+from controller.machine.field_program import build_field, treatment_machine
 from controller.machine.inserts import match_range_shifter, match_ripple_filter, match_snout
 from controller.plan.model import PlanField
 from drivers.contracts import CouchStatus, GantryStatus, NozzleStatus
@@ -59,6 +59,17 @@ def check_set_ups(run: Run) -> None:
     for field in run.plan.fields:
         nozzle_wanted(run.site, field)
     _gating_source(run.site, run)
+
+
+async def agree_with_guard(run: Run, session: int, deadline: Deadline) -> None:
+    """The guard must mean the same as we: all layers of the plan, whatever is delivered already. Raises `Refused`."""
+    corrections = run.corrections
+    assert corrections is not None
+    programs = [build_field(run.site, field, index, corrections) for index, field in enumerate(run.plan.fields)]
+    plan = run.plan
+    await run.guard.agree(session, plan.file_sha256, plan.fraction_group, run.part, corrections.ktp, programs, deadline)
+    if run.guard.status is not None:
+        run.event("guard", phase="agreed")
 
 
 async def set_up(run: Run, index: int) -> None:

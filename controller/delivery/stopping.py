@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from controller.clock import now_ns
 from controller.delivery.account import Ledger
 from controller.delivery.run import Run
 from controller.machine.program import LayerProgram
@@ -24,6 +25,7 @@ async def beam_off(run: Run) -> None:
     """Drop, engine abort, stopper, chain; each tried for itself, each failure written down."""
     run.path.drop()
     run.path.withhold()
+    run.guard.disarm(now_ns())
     deadline = Deadline.after(STOP_S, "stopping")
 
     async def attempt(what: str, action: Coroutine[Any, Any, None]) -> None:

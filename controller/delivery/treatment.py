@@ -17,7 +17,7 @@ from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
 from controller.delivery.integrity import what_changed
 from controller.delivery.run import Run
-from controller.delivery.setup import check_set_ups, set_up
+from controller.delivery.setup import agree_with_guard, check_set_ups, set_up
 from controller.delivery.standing import AlreadyTripped, require_arming
 from controller.delivery.states import TABLE, Event, State, UndefinedTransition, follow
 from controller.delivery.step_gate import step_gate
@@ -124,6 +124,7 @@ class Treatment:
         session = run.nonce()
         run.path.load_key(self._key, session)
         await run.devices.safety_chain.open_session(session, site.permits.time_out_ms, deadline)
+        await agree_with_guard(run, session, deadline)
         frames = site.streams.frames
         for device in (run.devices.electrometer_1, run.devices.electrometer_2, run.devices.scan_controller):
             await device.stream_to(frames.host, frames.port, 0, deadline)
@@ -383,6 +384,7 @@ class Treatment:
             raise Refused(f"not reset: the cause is still there: {causes}")
         cleared = run.latch.reset(operator, reason)
         run.path.reset()
+        run.guard.reset(operator, reason)
         run.event("reset", operator=operator, reason=reason, ids=[t.id for t in cleared])
         run.go(Event.RESET, reason)
         run.publish_interlocks()

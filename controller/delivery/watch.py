@@ -27,6 +27,7 @@ from drivers.errors import DeviceError, LinkLost, Refused
 from drivers.flags import FLAG_HOLD, FLAG_REQUEST, FLAG_SPILL
 from interlocks.conditions import by_number
 from interlocks.invariant import before_beam
+from interlocks.numbers import CHAIN_OPENED
 from interlocks.slow import judge
 
 STREAMS = {1: "electrometer 1", 2: "electrometer 2", 3: "scan controller"}
@@ -38,6 +39,8 @@ IDENTIFY_S = 0.5
 DRAIN_S = 0.05
 SYNC_S = 1.0
 STOP_S = 3.0
+GUARD_SILENT_MS = 120.0
+"""The guard speaks every 50 ms at least; silent for longer, it is worth saying where the chain has opened."""
 
 
 @dataclass
@@ -149,6 +152,7 @@ class Watch:
         lease_ns = round(run.site.permits.lease_ms * 1e6)
         while True:
             self._take_trip()
+            self._hear_guard()
             t_ns = now_ns()
             if run.state is State.INTERRUPTED and self.holds.since_ns is not None:
                 self.holds.since_ns = t_ns  # the operator's pause is no hold of the gate, and may last
@@ -232,6 +236,9 @@ class Watch:
                 for number, name in STREAMS.items()
                 if newest_ns - int(streams[number]["t_ns"]) > STOPPED_NS
             ]
+            silence_ms = self.run.guard.silence_ms(now_ns())
+            if trip.number == CHAIN_OPENED and silence_ms is not None and silence_ms > GUARD_SILENT_MS:
+                words.append(f"nothing heard of the guard for {silence_ms:.0f} ms")
             self._detailed = (trip.t_ns, "; ".join(words))
         return self._detailed[1]
 
@@ -243,6 +250,8 @@ class Watch:
         run = self.run
         trip = run.path.trip()
         if trip is not None and trip.number in by_number():
+            if trip.number == CHAIN_OPENED:
+                self._hear_guard()  # it says why before it lets go
             if by_number()[trip.number].escalate and not run.latch.tripped:
                 self._escalate.set()
             run.trip(
@@ -252,6 +261,12 @@ class Watch:
                 detail=self._detail(trip),
                 t_cause_ns=trip.t_ns,
             )
+
+    def _hear_guard(self) -> None:
+        """Say to the guard that we live, and latch what it has latched: it was there before the chain opened."""
+        found = self.run.guard.turn(now_ns())
+        if found is not None:
+            self.run.trip(found.id, value=found.value, limit=found.limit, detail=found.detail)
 
     def _look(self) -> None:
         run = self.run

@@ -59,6 +59,8 @@ class MonitorPath:
         self.monitor = monitor
         self.site = site
         self.recorder: Recorder | None = None
+        self.guard_wires: Any = None
+        """Wires of a guard in this process (virtual clock); None: the guard has sockets of its own."""
         self._changed = asyncio.Event()
         self._measured_read = 0
         self._rows_read = 0

@@ -136,6 +136,7 @@ EVENTS = {
     "trip": "an interlock condition latched: id, value, limit, unit, t_cause_ns, first_out, hint",
     "reset": "latched trips were reset: operator, reason, ids",
     "permit": "permission begins or ends: phase, arm_token",
+    "guard": "what the guard says: phase (agreed: it reads the plan as we do)",
     "reconcile": "counters against rings against journal: field, device, retained, ring, journal",
     "warning": "something worth a look that did not stop anything: text",
 }

@@ -111,6 +111,51 @@ def permit_is_authentic(buffer, length, key):
     return siphash24(buffer.u64, 7, key) == buffer.u64[7]
 
 
+def plain_siphash24(data: bytes, key: bytes) -> int:
+    """The same in plain Python, for a process that compiles nothing; `data` is a whole number of 64-bit words."""
+    mask = (1 << 64) - 1
+    k0, k1 = struct.unpack("<QQ", key)
+    v0: int
+    v1: int
+    v2: int
+    v3: int
+    v0, v1, v2, v3 = (
+        k0 ^ 0x736F6D6570736575,
+        k1 ^ 0x646F72616E646F6D,
+        k0 ^ 0x6C7967656E657261,
+        k1 ^ 0x7465646279746573,
+    )
+
+    def rounds(count: int) -> None:
+        nonlocal v0, v1, v2, v3
+        for _ in range(count):
+            v0 = (v0 + v1) & mask
+            v1 = ((v1 << 13 | v1 >> 51) & mask) ^ v0
+            v0 = (v0 << 32 | v0 >> 32) & mask
+            v2 = (v2 + v3) & mask
+            v3 = ((v3 << 16 | v3 >> 48) & mask) ^ v2
+            v0 = (v0 + v3) & mask
+            v3 = ((v3 << 21 | v3 >> 43) & mask) ^ v0
+            v2 = (v2 + v1) & mask
+            v1 = ((v1 << 17 | v1 >> 47) & mask) ^ v2
+            v2 = (v2 << 32 | v2 >> 32) & mask
+
+    for (word,) in (*struct.iter_unpack("<Q", data), (len(data) % 256 << 56,)):
+        v3 ^= word
+        rounds(2)
+        v0 ^= word
+    v2 ^= 0xFF
+    rounds(4)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+def encode(permit: Permit, key: bytes) -> bytes:
+    """Plain Python encoder, independent of the compiled one."""
+    head = (PERMIT_MAGIC, PERMIT_VERSION, permit.kind, permit.source, 0)
+    body = _LAYOUT.pack(*head, *permit[2:], 0)
+    return body + struct.pack("<Q", plain_siphash24(body, key))
+
+
 def key_words(key: bytes) -> np.ndarray:
     """The 16-byte key as the two u64 that the compiled code takes."""
     if len(key) != 16:

@@ -13,6 +13,8 @@ from simulators.plant.state import (
     CAUSE_ELECTROMETER_2,
     CAUSE_EMERGENCY,
     CAUSE_ENGINE,
+    CAUSE_GUARD_DROP,
+    CAUSE_GUARD_SILENCE,
     CAUSE_NONE,
     CAUSE_OPERATOR,
     CAUSE_SEARCH,
@@ -45,7 +47,7 @@ def receive_permit(plant, buffer, length, t_ns):
     source = buffer.u8[6]
     if kind == KIND_DROP:
         if s.armed == 1 or s.closed == 1:
-            open_chain(plant, CAUSE_DROP, t_ns)
+            open_chain(plant, CAUSE_GUARD_DROP if source == SOURCE_GUARD else CAUSE_DROP, t_ns)
         s.permits += 1
         return
     sequence = buffer.u64[3]
@@ -90,10 +92,11 @@ def advance_chain(plant, t_ns):
     elif s.eng_state == ENG_TRIPPED:
         open_chain(plant, CAUSE_ENGINE, t_ns)
     else:
-        fresh = (p.controller_required == 0 or _fresh(s.permit_1_ns, t_ns, s.time_out_ns)) and (
-            p.guard_required == 0 or _fresh(s.permit_2_ns, t_ns, s.time_out_ns)
-        )
-        if s.closed == 1 and not fresh:
+        controller = p.controller_required == 0 or _fresh(s.permit_1_ns, t_ns, s.time_out_ns)
+        guard = p.guard_required == 0 or _fresh(s.permit_2_ns, t_ns, s.time_out_ns)
+        if s.closed == 1 and not controller:
             open_chain(plant, CAUSE_SILENCE, t_ns)
-        elif s.closed == 0 and fresh:
+        elif s.closed == 1 and not guard:
+            open_chain(plant, CAUSE_GUARD_SILENCE, t_ns)
+        elif s.closed == 0 and controller and guard:
             s.closed = 1

@@ -45,7 +45,9 @@ TRIP_NONE, TRIP_SPOT_TIME, TRIP_WINDOW, TRIP_TABLE, TRIP_CHAIN = range(5)
     CAUSE_OPERATOR,
     CAUSE_ELECTROMETER_2,
     CAUSE_ENGINE,
-) = range(10)
+    CAUSE_GUARD_SILENCE,
+    CAUSE_GUARD_DROP,
+) = range(12)
 
 Fields = tuple[tuple[str, str, str], ...]
 

@@ -1,0 +1,264 @@
+"""The guard as a process: `python -m interlocks.guard_process --site NAME PLAN`, on sockets of its own.
+
+It says what happens as JSON lines on stderr and in its event file, prints one line `{"ready": true, ...}` on stdout
+once it supervises, and ends on SIGTERM or SIGINT. Ending sends nothing: its permits cease, and a closed chain opens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from drivers.errors import BadInput, Refused, SpotwiseError
+from drivers.wires.addresses import same_host
+from drivers.wires.frames import STREAM_ELECTROMETER_2, decode
+from drivers.wires.guard_link import MAX_BYTES
+from interlocks.guard import Guard
+from interlocks.guard_digest import WORDS, take_frame
+from sites.loader import load_site, site_from_config
+from sites.schema import Site, UdpEndpoint
+
+LONGEST_TURN_S = 0.01
+"""The kernel's buffer holds some 25 ms of frames."""
+RECEIVE_BUFFER_BYTES = 4 << 20
+LOOK_S = 1.0
+AT_ONCE = 2000
+"""Datagrams of a turn; a flood must not keep the guard from judging."""
+
+
+def permit_key(site: Site) -> bytes:
+    """The key of the site's permits. Raises `BadInput`."""
+    if site.permits.key_hex is not None:
+        return bytes.fromhex(site.permits.key_hex)
+    try:
+        key = Path(str(site.permits.key_file)).read_bytes()[:16]
+    except OSError as error:
+        raise BadInput(f"permits.key_file: {error}") from error
+    if len(key) != 16:
+        raise BadInput(f"permits.key_file {site.permits.key_file}: {len(key)} bytes, want 16")
+    return key
+
+
+def default_state(site: Site) -> Path:
+    """Where a guard that was told nothing keeps its memory."""
+    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return base / "spotwise" / f"guard-{site.name}.json"
+
+
+class UdpWires:
+    """Sockets of the guard; see `interlocks.guard.Wires`."""
+
+    def __init__(self, site: Site) -> None:
+        assert site.guard is not None
+        self.digest: list[int] = [0] * WORDS
+        self.heard_s = time.monotonic()
+        """When a controller was heard last."""
+        self._frames = self._bound(site.guard.frames, "frames of electrometer 2")
+        self._link = self._bound(site.guard.link, "the controller's messages")
+        self._permits = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._permits.setblocking(False)
+        self._chain = (same_host(site.streams.permits.host), site.streams.permits.port)
+        self._controller: tuple[str, int] | None = None
+
+    def _bound(self, where: UdpEndpoint, what: str) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            sock.bind((same_host(where.host), where.port))
+            sock.setblocking(False)
+        except OSError as error:
+            sock.close()
+            raise Refused(
+                f"guard: udp://{where.host}:{where.port}: cannot take {what} there: {error.strerror}; does another "
+                "guard run?"
+            ) from error
+        return sock
+
+    def take_frames(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                data = self._frames.recv(MAX_BYTES)
+            except (BlockingIOError, ConnectionError):
+                return
+            frame = decode(data)
+            if frame is not None and frame.stream == STREAM_ELECTROMETER_2:
+                take_frame(self.digest, frame.boot_nonce, frame.t_ns, frame.visit, frame.flags, frame.counts)
+
+    def send_permit(self, data: bytes) -> None:
+        # a full buffer is a permit that is missing, and the chain judges that
+        with contextlib.suppress(OSError):
+            self._permits.sendto(data, self._chain)
+
+    def heard(self) -> list[bytes]:
+        came: list[bytes] = []
+        for _ in range(AT_ONCE):
+            try:
+                data, self._controller = self._link.recvfrom(MAX_BYTES)
+            except (BlockingIOError, ConnectionError):
+                break
+            self.heard_s = time.monotonic()
+            came.append(data)
+        return came
+
+    def answer(self, data: bytes) -> None:
+        if self._controller is not None:
+            with contextlib.suppress(OSError):  # the controller has gone: its silence is judged
+                self._link.sendto(data, self._controller)
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for sock in (self._frames, self._link, self._permits):
+            sock.close()
+
+
+class EventFile:
+    """What happened, one JSON object a line, appended; the same lines go to stderr."""
+
+    def __init__(self, path: Path | None) -> None:
+        try:
+            self._file = None if path is None else path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{path}: the guard's event file: {error}") from error
+
+    def __call__(self, name: str, **values: Any) -> None:
+        line = json.dumps({"utc": datetime.now(UTC).isoformat(), "guard": name, **values})
+        for out in (sys.stderr, self._file):
+            # a reader that has gone, or a full disk, is no reason to stop supervising
+            with contextlib.suppress(OSError, ValueError):
+                if out is not None:
+                    print(line, file=out, flush=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+async def serve_guard(
+    site: Site,
+    plan: Path,
+    *,
+    fraction_group: int | None = None,
+    gantry_deg: float | None = None,
+    state: Path | None = None,
+    events: Path | None = None,
+    orphan_s: float | None = None,
+) -> None:
+    """Guard a room until SIGTERM or SIGINT, or until no controller was heard for `orphan_s`.
+
+    Raises `BadInput` or `Refused`.
+    """
+    if site.guard is None:
+        raise Refused(f"site {site.name}: no [guard] table; the guard has no addresses there")
+    key = permit_key(site)
+    wires = UdpWires(site)
+    event = EventFile(events)
+    try:
+        guard = Guard(
+            site,
+            key,
+            plan,
+            wires,
+            event,
+            fraction_group=fraction_group,
+            gantry_deg=gantry_deg,
+            state=state,
+            wall_ns=time.time_ns,
+            pid=os.getpid(),
+            longest_turn_s=LONGEST_TURN_S,
+        )
+
+        def ready() -> None:
+            event("ready", plan=str(plan), turn_ms=guard.turn_s * 1e3, state=str(state))
+            print(json.dumps({"ready": True, "site": site.name, "pid": os.getpid()}), flush=True)
+
+        supervising = asyncio.create_task(guard.run(ready), name="guard")
+        with _ending(supervising):
+            while not supervising.done():
+                await asyncio.wait((supervising,), timeout=LOOK_S)
+                if orphan_s is not None and time.monotonic() - wires.heard_s > orphan_s:
+                    supervising.cancel()
+            if not supervising.cancelled():
+                supervising.result()
+        event("end")
+    finally:
+        wires.close()
+        event.close()
+
+
+@contextmanager
+def _ending(task: asyncio.Task[None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What the guard is told on the command line."""
+    path: Callable[[str], Path] = Path
+    parser.add_argument("plan", type=path, metavar="PLAN", help="the plan that the controller will deliver")
+    parser.add_argument("--fraction-group", type=int, metavar="N", help="default: the lowest")
+    parser.add_argument("--gantry-deg", type=float, metavar="DEG", help="beam port of a TRiP98 file")
+    parser.add_argument("--state", type=path, metavar="FILE", help="its memory (default: under $XDG_STATE_HOME)")
+    parser.add_argument("--events", type=path, metavar="FILE", help="append what happens, a JSON object a line")
+    parser.add_argument("--orphan-s", type=float, metavar="S", help="end when no controller was heard for so long")
+
+
+def run(site: Site, given: argparse.Namespace) -> int:
+    """Guard until told to end; 0. Raises `SpotwiseError`."""
+    asyncio.run(
+        serve_guard(
+            site,
+            given.plan,
+            fraction_group=given.fraction_group,
+            gantry_deg=given.gantry_deg,
+            state=given.state or default_state(site),
+            events=given.events,
+            orphan_s=given.orphan_s,
+        )
+    )
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a guard that a controller starts; its site comes as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m interlocks.guard_process", description="the independent supervisor"
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--site", help="name of a shipped site, or path of a site file")
+    which.add_argument("--site-config", type=Path, help="effective site as JSON, as a controller writes it")
+    options(parser)
+    given = parser.parse_args(arguments)
+    try:
+        if given.site_config is None:
+            return run(load_site(given.site), given)
+        return run(site_from_config(given.site_config.read_text(encoding="utf-8")), given)
+    except OSError as error:
+        print(f"guard: {given.site_config}: {error}", file=sys.stderr)
+        return BadInput.exit_status
+    except SpotwiseError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
