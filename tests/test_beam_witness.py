@@ -130,6 +130,7 @@ def test_beam_is_there_only_where_it_may_be_whatever_happens() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_two_hundred_stories_hold() -> None:
     steps, beam, breaches = drive(range(1000, 1200))
     assert breaches == []

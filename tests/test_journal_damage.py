@@ -86,6 +86,7 @@ def test_a_cut_anywhere_leaves_every_whole_record(original: Original, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_cut_at_every_byte_of_the_last_64_kib_leaves_every_whole_record(original: Original, tmp_path: Path) -> None:
     size = len(original.data)
     cut(original, tmp_path / "journal.bin", range(size - 65536, size + 1))
@@ -115,6 +116,7 @@ def test_a_flipped_bit_is_found_and_its_record_named(original: Original, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_ten_thousand_flipped_bits_are_found(original: Original, tmp_path: Path) -> None:
     assert flip(original, tmp_path / "journal.bin", 10_000, seed=2) == {"refused": 10_000, "recovered": 0}
 
@@ -181,6 +183,7 @@ def test_a_disk_that_fails_stops_the_beam_and_keeps_what_it_took(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fails_at_any_of_its_operations_stops_the_beam(
     error: int, original: Original, tmp_path: Path
