@@ -118,7 +118,7 @@ def write_run(order: Order) -> None:
 def sources_of(order: Order, loaded: LoadedPlan, run: Run) -> Sources:
     """What a delivery was made from, to be compared again at every arm."""
     maps = tuple(getattr(run.devices, name).map for name in DEVICE_NAMES)
-    return Sources(order.plan, loaded.file_sha256, order.site, order.site_name, maps)
+    return Sources(order.plan, loaded.plan.file_sha256, order.site, order.site_name, maps)
 
 
 @dataclass

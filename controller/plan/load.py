@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -58,8 +57,7 @@ def load_plan(
     else:
         message = "wanted a DICOM file (DICM at byte 128) or a TRiP98 raster file (first word rstfile), got neither"
         raise MalformedPlan(path.name, finding("FORMAT_UNKNOWN", "", message))
-    findings = loaded.findings + _remarks(loaded.plan)
-    return LoadedPlan(loaded.plan, loaded.patient, findings, hashlib.sha256(data).hexdigest())
+    return LoadedPlan(loaded.plan, loaded.patient, loaded.findings + _remarks(loaded.plan))
 
 
 def _remarks(plan: Plan) -> tuple[Finding, ...]:

@@ -15,5 +15,3 @@ class LoadedPlan:
     plan: Plan
     patient: PatientIdentity
     findings: tuple[Finding, ...]
-    file_sha256: str = ""
-    """Of the file's bytes, as hexadecimal digits; '' for a plan that came from no file."""
