@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from controller.record.faults_played import FAULTS
 from drivers.errors import Refused
 from drivers.wires.addresses import same_host
 from sites.loader import effective_config
@@ -92,6 +93,7 @@ async def room_simulators(
         "state": _absolute(state_path or out / "simulators-state.npz"),
         "orphan-s": ORPHAN_S,
         "faults": None if faults is None else _absolute(faults),
+        "played": None if faults is None else out / FAULTS,
         "fifo-priority": fifo_priority,
         "cpu": cpu,
     }

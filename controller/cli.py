@@ -217,20 +217,34 @@ def _deliver(options: argparse.Namespace) -> int:
     if report.outcome != "deliverable":
         return _not_deliverable(options, report)
     # what delivers is not needed to check: import it only now
+    from controller.record.faults_played import read_played, sentences  # noqa: PLC0415
     from controller.record.rebuild import rebuild  # noqa: PLC0415
     from controller.session import Order, make_directory, write_run  # noqa: PLC0415
 
     if not site.all_simulated and (options.fault is not None or options.clock == "virtual"):
         raise Refused("--fault and --clock virtual are for rooms in which every device is simulated")
+    scenario = None
     if options.fault is not None:
         from controller.compose import load_scenario  # noqa: PLC0415
 
-        load_scenario(options.fault)  # a scenario that cannot be read must not leave a directory behind
+        # a scenario that cannot be played must not leave a directory behind
+        faults = load_scenario(options.fault)
+        faults.check_clock(options.clock, options.fault)
+        scenario = faults.as_record()
     out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     make_directory(out)
     frames_bytes = round(options.frames_gib * 2**30) if options.record_frames else 0
     order = Order(
-        options.plan, site, out, options.seed, options.clock, operator, reason, options.site, frames_bytes=frames_bytes
+        options.plan,
+        site,
+        out,
+        options.seed,
+        options.clock,
+        operator,
+        reason,
+        options.site,
+        scenario,
+        frames_bytes,
     )
     write_run(order)
     if options.clock == "virtual":
@@ -247,6 +261,8 @@ def _deliver(options: argparse.Namespace) -> int:
             why = str(error) or "interrupted"
             print(f"spotwise: files not finished: {why}; then run spotwise report {out}", file=sys.stderr)
             return outcome.exit_status or Stopped.exit_status
+    for text in sentences(read_played(out) or ()):
+        print(f"spotwise: {options.fault}: {text}", file=sys.stderr)
     if options.json:
         _print_json(summary)
         if outcome.message:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.delivery.run import Run
 from controller.dose.integrator import ACTION_NONE, handle_frame_at, handle_silence
 from controller.dose.memory import MEMORY, Monitor
 from controller.dose.path import MonitorPath
@@ -178,6 +179,23 @@ class RoomGuardWires:
         return came
 
 
+class RunPlaces:
+    """Where a run is in its plan (`simulators.fault_player.PlanPlaces`)."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def field_number(self) -> int:
+        """Of the field that is armed or delivered, from 1 on."""
+        return self._run.tally.field_index + 1
+
+    def layer_number(self, visit: int) -> int:
+        """Layer of a visit of this field, from 1 on; layers without visits count."""
+        programs = self._run.programs[self._run.tally.field_index]
+        begun = [p.layer_index for p in programs if len(p.visits) and int(p.visits["visit"][0]) <= visit]
+        return 1 + begun[-1] if begun else 0
+
+
 class VirtualWorld:
     """A `drivers.wires.virtual_loop.World` around one simulated room and the controller's real-time path."""
 
@@ -254,6 +272,15 @@ class VirtualWorld:
                 await asyncio.wait((play,))
                 if not play.cancelled():
                     play.result()  # a scenario that failed was not played: never silently
+
+    @property
+    def played(self) -> list[dict[str, Any]]:
+        """What has become of the faults so far."""
+        return [played.as_record() for played in self.room.player.played]
+
+    def follow(self, run: Run) -> None:
+        """From now on, faults are placed by the plan that this run delivers, in whichever part of it."""
+        self.room.player.plan = RunPlaces(run)
 
     def truth(self, programs: list[list[LayerProgram]], delivered: NDArray[Any]) -> dict[str, Any] | None:
         """Errors against what really happened in the plant."""

@@ -17,6 +17,7 @@ from controller.compose import VirtualWorld, load_scenario, site_key, wire_laten
 from controller.delivery.run import Run
 from controller.display import Display
 from controller.plan.check import CheckReport
+from controller.record.faults_played import FAULTS, write_played
 from controller.record.frame_recorder import FrameRecorder
 from controller.record.journal_reader import read_journal
 from controller.session import Order, Outcome, deliver
@@ -34,6 +35,7 @@ def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> O
 
     def watch(run: Run, commands: Commands) -> None:
         displays.append(Display(run, sys.stderr, report.time_s))
+        world.follow(run)
 
         loop = asyncio.get_running_loop()
 
@@ -73,6 +75,8 @@ def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> O
             world.record(recorder.tape, recorder.advance)
         stack.callback(restore)
         outcome, run = run_virtual(_closing(main, displays), world, seed=order.seed, tcp=tcp, serial=serial)
+    if faults is not None:
+        write_played(order.out / FAULTS, world.played)
     with read_journal(order.out / "journal.bin") as journal:
         truth = world.truth([list(programs) for programs in run.programs], journal.visits)
     if truth is not None and order.site.all_simulated:

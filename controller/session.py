@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -54,6 +54,8 @@ class Order:
     reason: str = "simulated delivery"
     site_name: str | None = None
     """Name or path that the site was loaded by; None: it has no file."""
+    scenario: Mapping[str, str] | None = None
+    """Text and sha256 of the fault scenario that is played."""
     frames_bytes: int = 0
     """Bound on the recording of raw frames; 0: they are not recorded."""
 
@@ -84,7 +86,9 @@ def header(order: Order, loaded: LoadedPlan) -> dict[str, Any]:
     site = json.loads(effective_config(order.site))
     # the key that permits are signed with is a secret; the record proves the configuration by its hash
     site["permits"]["key_hex"] = None
+    played = {} if order.scenario is None else {"fault_scenario": dict(order.scenario)}
     return {
+        **played,
         "format": FORMAT,
         "version": version("spotwise"),
         "epoch": epoch(order, plan_sha256).isoformat().replace("+00:00", "Z"),
@@ -112,6 +116,8 @@ def write_run(order: Order) -> None:
         "plan": str(order.plan),
         "pid": os.getpid(),
     }
+    if order.scenario is not None:
+        run["fault_scenario"] = dict(order.scenario)
     (order.out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 

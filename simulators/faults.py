@@ -117,9 +117,15 @@ class Scenario:
         """Hash of the file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> dict[str, str]:
         """What a record says of it: its text and hash."""
         return {"sha256": self.sha256, "text": self.text}
+
+    def check_clock(self, clock: str, source: object) -> None:
+        """Raise `BadInput` where a fault can only be played on the other clock."""
+        for at, fault in enumerate(self.faults, 1):
+            if clock not in fault.clocks:
+                raise BadInput(f"{source}: fault {at}: {fault.name} can be played with --clock {fault.clocks[0]} only")
 
 
 def load_faults(path: Path) -> Scenario:

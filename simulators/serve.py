@@ -43,6 +43,7 @@ async def serve_room(
     *,
     faults: Iterable[Fault] = (),
     truth_path: Path | None = None,
+    played_path: Path | None = None,
     state_path: Path | None = None,
     orphan_s: float | None = None,
     wishes: RealtimeWishes | None = None,
@@ -50,8 +51,8 @@ async def serve_room(
     """Serve the site's simulated devices until SIGTERM, SIGINT, or nobody has asked for `orphan_s`.
 
     `truth_path`: where to write what was really delivered, at the end (see `simulators.truth_file`).
-    `state_path`: where retained registers live. Raises `Refused` where an address is taken or nothing is
-    simulated, `BadInput` for a state file that cannot be used.
+    `played_path`: where to write what became of the faults, at the end. `state_path`: where retained registers live.
+    Raises `Refused` where an address is taken or nothing is simulated, `BadInput` for a state file that cannot be used.
     """
     devices = [name for name, device in site.devices.items() if device.kind == "simulated"]
     if not devices:
@@ -74,6 +75,14 @@ async def serve_room(
             _save(room, state_path)
         if truth_path is not None:
             write_truths(truth_path, room.truths())
+        if played_path is not None:
+            _write_played(room, played_path)
+
+
+def _write_played(room: Room, path: Path) -> None:
+    """What became of the faults, as a controller's own room in virtual time writes it."""
+    played = {"faults": [fault.as_record() for fault in room.player.played]}
+    path.write_text(json.dumps(played, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 async def _until(
@@ -148,6 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=Path, help="fault scenario")
     parser.add_argument("--truth", type=Path, help="write what was really delivered here, at the end")
+    parser.add_argument("--played", type=Path, help="write what became of the faults here, at the end")
     parser.add_argument("--state", type=Path, help="keep retained registers here")
     parser.add_argument("--orphan-s", type=float, help="end when no controller has asked for so long")
     parser.add_argument("--fifo-priority", type=int, help="ask for SCHED_FIFO at this priority")
@@ -163,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
                 given.seed,
                 faults=faults,
                 truth_path=given.truth,
+                played_path=given.played,
                 state_path=given.state,
                 orphan_s=given.orphan_s,
                 wishes=RealtimeWishes(fifo_priority=given.fifo_priority, cpu=given.cpu),

@@ -137,6 +137,7 @@ def run_delivery(
 
         def watch(run: Run, commands: Commands) -> None:
             seen.append(Delivery(directory, world, run, commands, sink))
+            world.follow(run)
             if script is not None:
                 plays.append(asyncio.create_task(script(seen[0]), name="operator"))  # type: ignore[arg-type]
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from controller.campaign.truth_dose import LIMIT_GY, truth_dose
+from controller.cli import main
 from drivers.errors import BadInput
 from interlocks.conditions import matrix
 from simulators.fault_kinds import NO_TRIP, REFUSED, Kind, catalogue, parse_catalogue
 from simulators.faults import load_faults, parse_faults
 from simulators.faults_page import entry
+from simulators.plant.state import ION_UNIT
 from tests.delivery_rig import EXAMPLES, Delivery, run_delivery
 
 PLAN = EXAMPLES / "small_carbon.dcm"
@@ -37,6 +43,8 @@ def test_a_fault_ends_as_the_catalogue_says(name: str, tmp_path: Path) -> None:
         assert delivery.first_out is not None, delivery.outcome.message
         ended = delivery.first_out
     assert ended in kind.expected
+    dose = truth_dose(delivery.world.room.truths(), ION_UNIT, delivery.run.programs)
+    assert dose.worst_gy < LIMIT_GY, dose
     assert delivery.plant["beam_present"] == 0
     assert delivery.plant["closed"] == 0
     assert delivery.plant["armed"] == 0
@@ -141,3 +149,31 @@ def test_defaults_are_filled_in() -> None:
 def test_a_catalogue_that_could_not_work_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_catalogue(text)
+
+
+def test_a_scenario_is_in_the_record_and_what_never_fired_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(entry(catalogue()["spill_ends_early"]) + entry(SPIKE, at={"field": 9, "visit": 1}))
+    out = tmp_path / "t"
+    given = [str(PLAN), "--site", "carbon-fixed", "--clock", "virtual", "--fault", str(scenario), "--out", str(out)]
+    assert main(["deliver", *given, "--json"]) == 0
+    said = capsys.readouterr()
+    assert "fault 2 (spill_spike at field 9, visit 1) never fired" in said.err
+    faults = json.loads(said.out)["faults"]
+    assert faults["sha256"] == hashlib.sha256(scenario.read_bytes()).hexdigest()
+    assert [fault["fired_s"] is None for fault in faults["played"]] == [False, True]
+    assert json.loads((out / "run.json").read_text())["fault_scenario"]["text"] == scenario.read_text()
+    assert json.loads((out / "summary.json").read_text())["faults"] == faults
+    page = (out / "report.html").read_text()
+    assert faults["sha256"] in page
+    assert "never fired" in page
+    assert main(["verify", str(out)]) == 0
+
+
+def test_a_fault_of_the_virtual_clock_alone_is_refused_on_the_real_one(tmp_path: Path) -> None:
+    scenario = parse_faults(entry(SPIKE))
+    only_virtual = replace(scenario, faults=(replace(scenario.faults[0], clocks=("virtual",)),))
+    with pytest.raises(BadInput, match="spill_spike can be played with --clock virtual only"):
+        only_virtual.check_clock("real", "scenario.toml")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from controller.record.faults_played import FAULTS, read_played
 from controller.record.identity import encoded, read_identity
 from controller.record.journal_format import canonical_json
 from controller.record.journal_reader import Journal, read_journal
@@ -39,7 +40,7 @@ def rebuild(directory: Path) -> dict[str, Any]:
     crash in here leaves old files or new ones, and the journal untouched.
     """
     with read_journal(directory / JOURNAL) as journal:
-        summary = summarise(journal, _truth(directory))
+        summary = summarise(journal, _truth(directory), read_played(directory))
         _replace(directory / EVENTS, b"".join(events_lines(journal)))
         with _Fresh(directory / LOG) as path:
             write_log(journal, path)
@@ -49,8 +50,7 @@ def rebuild(directory: Path) -> dict[str, Any]:
         with _Fresh(directory / REPORT) as path:
             write_report(journal, summary, path)
     names = [JOURNAL, LOG, EVENTS, REPORT, *(path.name for path in written)]
-    if (directory / TRUTH).exists():
-        names.append(TRUTH)
+    names += [name for name in (TRUTH, FAULTS) if (directory / name).exists()]
     summary["files"] = {name: file_sha256(directory / name) for name in names}
     _replace(directory / SUMMARY, (json.dumps(summary, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     return summary
@@ -77,7 +77,7 @@ def verify_directory(directory: Path) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             return [*wrong, f"{directory / SUMMARY}: cannot be used: {error!r}; run report"]
         wrong += _files(directory, listed)
-        expected = summarise(journal, _truth(directory))
+        expected = summarise(journal, _truth(directory), read_played(directory))
         del expected["files"]
         wrong += [
             f"{directory / SUMMARY}: {key} says {summary.get(key)!r}, the journal says {expected.get(key)!r}"

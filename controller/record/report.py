@@ -17,6 +17,7 @@ import numpy as np
 from controller.record.account import FieldAccount, LayerAccount, account, utc
 from controller.record.journal_reader import Journal
 from controller.record.report_adaptation import adaptation_tables
+from controller.record.report_faults import faults_section
 from controller.record.report_pictures import (
     CUT_SHORT,
     DOSE_CLASSES,
@@ -55,6 +56,7 @@ def report(journal: Journal, summary: dict[str, Any]) -> str:
         "<h2>Fields</h2>",
         _fields(summary),
         _trips(journal),
+        faults_section(header, summary),
         "<h2>Spot errors</h2>",
         _errors(fields),
         "<h2>Spot maps</h2>",

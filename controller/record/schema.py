@@ -16,7 +16,8 @@ Record types of `journal.bin` and their payloads (all JSON is canonical: sorted 
 
 Header keys that readers rely on: `epoch` is ISO 8601 text in UTC ("2026-03-02T09:00:00Z"; microseconds allowed),
 `part` counts from 1, `plan` is `dataclasses.asdict(Plan)`, `site` is `Site.model_dump(mode="json")`, `simulated` is
-true where any device is simulated. END may carry `outcome` ("completed", "interrupted", "defect").
+true where any device is simulated, `fault_scenario` (only where one was played) holds its text and sha256. END may
+carry `outcome` ("completed", "interrupted", "defect").
 In "setup" events `quantity` is the attribute's name in the device's status (`drivers.contracts`): `angle_deg` of
 the gantry, `vertical_mm` to `roll_deg` of the couch, `snout_code`, `snout_mm`, `range_shifter_code` and
 `ripple_filter_code` of the nozzle. A "command" named "pause" or "abort" before the end of a part says that the

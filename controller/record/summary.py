@@ -31,10 +31,13 @@ from controller.record.unclosed import unclosed
 Floats = NDArray[np.float64]
 
 
-def summarise(journal: Journal, truth: dict[str, Any] | None) -> dict[str, Any]:
+def summarise(
+    journal: Journal, truth: dict[str, Any] | None, played: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """The content of summary.json; `files` is left empty for `rebuild` to fill.
 
     `truth`: the same error figures against the simulated plant's true values, given by the caller, or None.
+    `played`: what became of the faults of a scenario (`faults_played`), None: not known.
     Raises `BadInput` where the journal has no header.
     """
     header = journal.header
@@ -60,6 +63,8 @@ def summarise(journal: Journal, truth: dict[str, Any] | None) -> dict[str, Any]:
         summary["truth"] = truth
     if gates := [e for part in journal.parts for e in part.events if e["event"] == "step_gate"]:
         summary["step_gate"] = {k: v for k, v in gates[-1].items() if k not in {"t_ns", "event"}}
+    if "fault_scenario" in header:
+        summary["faults"] = {"sha256": header["fault_scenario"]["sha256"], "played": played}
     if missing := unclosed(journal):
         summary["unclosed"] = missing
     return summary
