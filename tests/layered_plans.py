@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from sites.loader import load_site
@@ -24,3 +25,8 @@ def adapting_site(*, beam_off_delay_us: float | None = None, mode: str = "raster
             "simulation": site.simulation.model_copy(update={"beam_off_delay_us": beam_off_delay_us}),
         }
     )
+
+
+if __name__ == "__main__":
+    # python -m tests.layered_plans PLAN: the plan of docs/adaptation.md
+    print(layered_plan(Path(sys.argv[1]), 12, spots=25))
