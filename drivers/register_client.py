@@ -59,9 +59,9 @@ class RegisterClient:
         values: dict[str, Any] = {}
         for data, members in zip(await self.port.exchange(plan.requests, deadline), plan.members, strict=True):
             words = unpack_words(data)
-            for register, read, start, stop in members:
+            for name, register, read, start, stop in members:
                 try:
-                    values[register.name] = read(words[start:stop])
+                    values[name] = read(words[start:stop])
                 except LimitError as error:
                     raise DeviceError(
                         self.name, f"read {error} (register {register.address}); check sensor, link and map"
@@ -215,7 +215,7 @@ class RegisterClient:
         return _ReadPlan(
             requests=tuple(RegisterRequest(start, count) for start, count, _ in spans),
             members=tuple(
-                tuple((r, self._codecs[r.name].read, r.address - start, r.end - start) for r in members)
+                tuple((r.name, r, self._codecs[r.name].read, r.address - start, r.end - start) for r in members)
                 for start, _, members in spans
             ),
         )
@@ -273,8 +273,8 @@ class _ReadPlan:
     """How some registers are read: worked out once."""
 
     requests: tuple[RegisterRequest, ...]
-    members: tuple[tuple[tuple[Register, Callable[[list[int]], Value], int, int], ...], ...]
-    """Of each request: register, decoder, and the first and last (exclusive) of its words in the answer."""
+    members: tuple[tuple[tuple[str, Register, Callable[[list[int]], Value], int, int], ...], ...]
+    """Of each request: name, register, decoder, and the first and last (exclusive) of its words in the answer."""
 
 
 class RegisterDriver:

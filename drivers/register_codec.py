@@ -43,7 +43,7 @@ def limit_text(field: Field | LineField) -> str:
 class FieldCodec:
     """Encodes and decodes one field."""
 
-    __slots__ = ("_codes", "_exact", "_judged", "_pack", "_unpack", "_whole", "field", "size")
+    __slots__ = ("_codes", "_exact", "_judged", "_pack", "_steps", "_unpack", "_whole", "field", "size")
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -53,6 +53,7 @@ class FieldCodec:
         # Settled once, because a treatment reads and shows half a million values.
         limited = field.minimum is not None or field.maximum is not None or bool(field.values)
         self._judged = limited or field.type in ("f32", "f64")
+        self._steps = _RANGE.get(field.type) if field.scaled else None
         self._whole = None if field.scaled else _RANGE.get(field.type)
         inverse = round(1.0 / field.scale)
         # Dividing by a power of ten rounds once, so that 100010 x 0.001 reads 100.01.
@@ -68,6 +69,10 @@ class FieldCodec:
         if self._whole is not None and type(value) is int:
             low, high = self._whole
             return self._pack(value if low <= value <= high else min(max(value, low), high))
+        if self._steps is not None and type(value) is float and math.isfinite(value):
+            low, high = self._steps
+            field = self.field
+            return self._pack(min(max(round((value - field.offset) / field.scale), low), high))
         return self._pack(self._raw(value, saturate=True))
 
     def decode(self, words: Words) -> Value:

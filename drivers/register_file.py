@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def load_map(name_or_path: str | Path) -> RegisterMap:
     return parse_map(content, str(path))
 
 
+@lru_cache(maxsize=64)
 def parse_map(content: str, source: str) -> RegisterMap:
     """A map from TOML text; `source` is its name in messages. Raises `BadInput`."""
     try:

@@ -80,6 +80,21 @@ class _NumberedTask(asyncio.Task[Any]):
         return self._number
 
 
+class _Arrival:
+    """What the loop needs of a message on its way: a handle that nobody cancels, without a context of its own."""
+
+    __slots__ = ("_args", "_callback", "_scheduled")
+    _cancelled = False
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._callback = callback
+        self._args = args
+        self._scheduled = True
+
+    def _run(self) -> None:
+        self._callback(*self._args)
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """See the module's text. `latency`: travel time in ns of a message on the wire with this address."""
 
@@ -95,7 +110,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._world: World = world if world is not None else EmptyWorld()
         self._latency = latency if latency is not None else seeded_latency(0)
         self._network = VirtualNetwork(self)
-        self._timers: list[tuple[int, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[int, int, Any]] = []  # time, number, handle or arrival
         self._timer_number = 0
         self._cancelled_timers = 0
         self._turns = 0
@@ -135,6 +150,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timer_number += 1
         heapq.heappush(self._timers, (when_ns, self._timer_number, handle))
         return handle
+
+    def arrive_at_ns(self, when_ns: int, callback: Callable[..., object], *args: Any) -> None:
+        """Like `call_at_ns` for a wire's messages, of which there are thousands: nothing to cancel, and quicker."""
+        self._timer_number += 1
+        heapq.heappush(self._timers, (when_ns, self._timer_number, _Arrival(callback, args)))
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -186,7 +206,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         now_ns = self._now_ns
         while timers and timers[0][0] <= now_ns:
             handle = heapq.heappop(timers)[2]
-            handle._scheduled = False  # type: ignore[attr-defined]
+            handle._scheduled = False
             if handle._cancelled:
                 self._cancelled_timers -= 1
             else:
@@ -200,7 +220,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Nothing is ready: let the world run to the next timer."""
         timers = self._timers
         while timers and timers[0][2]._cancelled:
-            heapq.heappop(timers)[2]._scheduled = False  # type: ignore[attr-defined]
+            heapq.heappop(timers)[2]._scheduled = False
             self._cancelled_timers -= 1
         now_ns = self._now_ns
         if timers:

@@ -21,7 +21,7 @@ class Clock(Protocol):
 
     def time_ns(self) -> int: ...
     def latency_ns(self, address: str) -> int: ...
-    def call_at_ns(self, when_ns: int, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle: ...
+    def arrive_at_ns(self, when_ns: int, callback: Callable[..., object], *args: Any) -> None: ...
     def call_soon(self, callback: Callable[..., object], *args: Any) -> asyncio.Handle: ...
     def call_exception_handler(self, context: dict[str, Any]) -> None: ...
 
@@ -169,7 +169,7 @@ class VirtualTransport(asyncio.Transport):
         arrival_ns = max(self._last_arrival_ns, self._line_free_ns + loop.latency_ns(self._address))
         self._last_arrival_ns = arrival_ns
         self._unread_bytes += len(data)
-        loop.call_at_ns(arrival_ns, peer._receive, self, data)
+        loop.arrive_at_ns(arrival_ns, peer._receive, self, data)
         if self._unread_bytes > self._high_bytes and not self._writing_paused and self._protocol is not None:
             self._writing_paused = True
             self._protocol.pause_writing()
@@ -228,7 +228,7 @@ class VirtualTransport(asyncio.Transport):
         peer = self._peer
         if peer is not None and not self._serial:
             reset = ConnectionResetError(f"{self._address}: connection reset by the other end")
-            self._loop.call_at_ns(self._loop.time_ns() + self._loop.latency_ns(self._address), peer.fail, reset)
+            self._loop.arrive_at_ns(self._loop.time_ns() + self._loop.latency_ns(self._address), peer.fail, reset)
         self._end(exc)
 
     def fail(self, exc: Exception) -> None:
