@@ -29,7 +29,8 @@ def state_of(path: MonitorPath, thread: RealtimeThread) -> dict[str, Any]:
         for n in (1, 2, 3)
     }
     state = {name: int(path.monitor.state[name]) for name in ("permits", "counts_1", "trip", "trips", "drops")}
-    return {"streams": streams, **state, "kernel_drops": thread.drops(), "alive": path.alive}
+    kernel = {"kernel_drops": thread.drops(), "receive_buffer_bytes": thread.granted["receive_buffer_bytes"]}
+    return {"streams": streams, **state, **kernel, "alive": path.alive}
 
 
 async def main(config: str) -> None:

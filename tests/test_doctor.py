@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from controller.doctor.host import asyncio_item, collection_items, disk_items, scheduler_items
 from controller.doctor.items import Item, at_most, worst
 from controller.doctor.limits import limits_of, realtime_wishes, round_trip_limits_ms
+from controller.doctor.links import key_item
 from controller.doctor.qualification import (
     Here,
     demand_qualification,
@@ -28,6 +30,7 @@ from controller.doctor.qualification import (
     why_unfit,
     write_qualification,
 )
+from controller.doctor.streams import stream_items
 from drivers.errors import BadInput
 from simulators.devices.register_device import RegisterDevice
 from simulators.realtime import RoomThread
@@ -348,3 +351,45 @@ async def test_a_room_with_a_real_device_is_made_ready_only_on_a_qualified_pc(
 def test_a_room_that_is_all_simulated_needs_no_qualification(tmp_path: Path) -> None:
     own = Qualification(file=str(tmp_path / "none.json"))
     demand_qualification(CARBON.model_copy(update={"qualification": own}))
+
+
+async def test_the_streams_item_counts_every_frame_and_fails_beyond_the_sites_limits() -> None:
+    quick = Qualification(seconds=0.2)
+    site = CARBON.model_copy(update={"qualification": quick})
+    items, granted = await stream_items(site, limits_of(site))
+    lost, pause, buffer = items
+    assert "of 5000 judged" in lost.detail
+    assert lost.measured is not None
+    assert lost.verdict == ("ok" if lost.measured == 0 else "fail")
+    assert (granted["receive_buffer_bytes"], buffer.unit) != (0, "")
+    tight = CARBON.model_copy(update={"qualification": quick.model_copy(update={"permit_gap_ms": 1e-6})})
+    _, pause, _ = (await stream_items(tight, limits_of(tight)))[0]
+    assert pause.verdict == "fail"
+    assert pause.advice
+
+
+async def test_timers_collections_and_the_disk_fail_beyond_the_sites_limits(tmp_path: Path) -> None:
+    demands = Qualification(seconds=0.05, asyncio_late_ms=1e-9, wake_late_ms=1e-9, disk_sync_ms=1e-9, disk_free_gib=1e9)
+    site = CARBON.model_copy(update={"qualification": demands})
+    limits = limits_of(site)
+    items = [await asyncio_item(site, limits), *collection_items(limits), *disk_items(site, tmp_path)]
+    items += scheduler_items(site, limits)[0]
+    failed = {item.name for item in items if item.verdict == "fail"}
+    assert failed >= {"asyncio timer", "collection, heap frozen", "disk sync", "disk space", "wake-ups, longest"}
+    assert "collection, whole heap" not in failed
+    assert os.listdir(tmp_path) == []  # what the disk was tried with is gone
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "verdict"),
+    [(bytes(16), 0o600, "ok"), (bytes(16), 0o644, "warn"), (bytes(15), 0o600, "fail"), (None, 0, "fail")],
+)
+def test_the_permit_key_must_be_there_whole_and_its_owners(
+    content: bytes | None, mode: int, verdict: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(mode)
+    permits = CARBON.permits.model_copy(update={"key_hex": None, "key_file": str(path)})
+    assert key_item(CARBON.model_copy(update={"permits": permits})).verdict == verdict

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import pytest
 
 from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, MonitorPath
 from drivers.wires.frames import FRAME_NS
-from drivers.wires.permits import KIND_DROP, KIND_PERMIT
+from drivers.wires.permits import KIND_DROP, KIND_PERMIT, Permit
 from interlocks.numbers import FIELD_DOSE_PRIMARY, FRAME_LOSS_1, FRAME_LOSS_2, FRAME_LOSS_3, LEASE_EXPIRED
 from simulators.plant.state import COUNT_UNIT
 from simulators.room import Room
@@ -53,6 +54,9 @@ pytestmark = pytest.mark.timeout(400)  # the first run on a PC compiles
 
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h
 SO_ATTACH_FILTER = 26
+ATTEMPTS = 3
+BACKLOG_BYTES = 4_000_000
+"""Of a receive buffer: twice what 50 ms of frames take."""
 HOLD_MS = 20_000
 """The longest that a test holds the lock for a drop that does not come."""
 NEVER_S = 1e6
@@ -143,10 +147,14 @@ def begin_over_dose(room: Room) -> None:
     room.plant.parameters["pedestal_1"] = 100 * COUNT_UNIT
 
 
-def limit_the_field(path: MonitorPath) -> None:
-    """A field's limit that the over-dose passes within frames."""
-    state = path.monitor.state
-    path.monitor.limits["field_counts_1"] = int(state["counts_1"]) - int(state["field_start_1"]) + 2000
+async def limit_the_field(path: MonitorPath) -> None:
+    """A field begins, whose limit the over-dose passes with its first frame."""
+    control, state = path.monitor.control, path.monitor.state
+    state["request_off_ns"] = time.monotonic_ns() + DAY_NS  # never long enough ago for counts to pass for a pedestal
+    path.monitor.limits["field_counts_1"] = 500.0
+    control["clear"] += 1
+    wanted = int(control["clear"])
+    await until("a new field", lambda: int(state["clear_seen"]) == wanted)
 
 
 @contextmanager
@@ -193,7 +201,8 @@ async def test_a_drop_leaves_while_the_interpreter_is_locked(
         take_only_drops(chain)
         chain.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         await flowing(path)
-        limit_the_field(path)
+        await limit_the_field(path)
+        gc.collect()  # what earlier tests left may have finalizers that let go of the lock
         with nobody_else_runs() as ran_ns:
             begun_ns = time.time_ns()
             begin_over_dose(room)
@@ -328,32 +337,56 @@ async def stopped_for(room: Room, pid: int, frames: int) -> tuple[int, int]:
         os.kill(pid, signal.SIGCONT)
 
 
-async def test_the_backlog_of_a_stopped_path_is_integrated_and_earns_no_permit(site: Site, tmp_path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A stop of the path's process, its state before and after, and the permits that left from the one to the other."""
+
+    from_ns: int
+    until_ns: int
+    before: dict[str, Any]
+    after: dict[str, Any]
+    permits: list[Permit]
+
+
+async def stopped_path(site: Site, folder: Path) -> Stop:
+    """Stop a path that sends permits for 50 ms."""
     with udp_listener() as chain, streaming_room(site) as room:
-        async with reactor_process(with_permits_to(site, chain.getsockname()[1]), tmp_path) as reactor:
-            await reactor.until("all streams are seen", lambda state: state["alive"])
-            permitted = await reactor.ask("permit")
+        async with reactor_process(with_permits_to(site, chain.getsockname()[1]), folder) as reactor:
+            permitted = await reactor.until("all streams are seen", lambda state: state["alive"])
+            if permitted["receive_buffer_bytes"] < BACKLOG_BYTES:
+                pytest.skip(f"net.core.rmem_max is too small: {BACKLOG_BYTES} bytes hold the backlog of this test")
+            await reactor.ask("permit")
             before = await reactor.until("permits", lambda s: s["permits"] > permitted["permits"] + 200)
             waiting(chain)
             from_ns, until_ns = await stopped_for(room, reactor.pid, 500)
-            after = await reactor.until("permits again", lambda s: s["permits"] > before["permits"] + 200)
-            after = await reactor.until("the backlog is read", lambda s: s["streams"]["1"]["t_ns"] > until_ns)
-        permits = permits_in(waiting(chain), site)
+            await reactor.until("the backlog is read", lambda s: s["streams"]["1"]["t_ns"] > until_ns)
+            begun = await reactor.ask()
+            after = await reactor.until(
+                "permits again, or a trip", lambda s: s["permits"] > begun["permits"] + 200 or s["trip"]
+            )
+        return Stop(from_ns, until_ns, before, after, permits_in(waiting(chain), site))
+
+
+async def test_the_backlog_of_a_stopped_path_is_integrated_and_earns_no_permit(site: Site, tmp_path: Path) -> None:
+    for _ in range(ATTEMPTS):
+        stop = await stopped_path(site, tmp_path)
+        if stop.after["kernel_drops"] == 0:  # else this PC was so busy that 50 ms became more than the buffer holds
+            break
+    before, after = stop.before["streams"], stop.after["streams"]
+    assert stop.after["kernel_drops"] == 0
     # frames of the stop came to be judged when it was over, whenever they were made
-    age_ns = round(FRAME_AGE_MS * 1e6) + after["streams"]["1"]["offset_ns"]
-    too_old = (until_ns - age_ns - from_ns) // FRAME_NS
-    assert too_old > 400
-    assert after["streams"]["1"]["late"] - before["streams"]["1"]["late"] >= too_old
-    assert {n: after["streams"][n]["lost"] for n in ("1", "2", "3")} == {"1": 0, "2": 0, "3": 0}
-    assert after["kernel_drops"] == 0
-    assert after["trip"] == 0
-    assert after["streams"]["1"]["frames"] - before["streams"]["1"]["frames"] > 500  # all of them were integrated
-    assert {p.kind for p in permits} == {KIND_PERMIT}
-    assert max(p.age_us for p in permits) <= FRAME_AGE_MS * 1e3
-    assert [p for p in permits if from_ns < p.t_ns < until_ns] == []
-    earned = after["permits"] - before["permits"]
-    frames = after["streams"]["1"]["frames"] - before["streams"]["1"]["frames"]
-    assert earned <= frames - too_old
+    age_ns = round(FRAME_AGE_MS * 1e6) + after["1"]["offset_ns"]
+    too_old = (stop.until_ns - age_ns - stop.from_ns) // FRAME_NS
+    assert too_old > 300
+    assert after["1"]["late"] - before["1"]["late"] >= too_old
+    assert {n: after[n]["lost"] for n in after} == {"1": 0, "2": 0, "3": 0}
+    assert stop.after["trip"] == 0
+    frames = after["1"]["frames"] - before["1"]["frames"]
+    assert frames > 500  # all of them were integrated
+    assert stop.after["permits"] - stop.before["permits"] <= frames - too_old
+    assert {p.kind for p in stop.permits} == {KIND_PERMIT}
+    assert max(p.age_us for p in stop.permits) <= FRAME_AGE_MS * 1e3
+    assert [p for p in stop.permits if stop.from_ns < p.t_ns < stop.until_ns] == []
 
 
 async def test_what_the_kernel_threw_away_is_counted_and_trips(site: Site, tmp_path: Path) -> None:
@@ -365,10 +398,8 @@ async def test_what_the_kernel_threw_away_is_counted_and_trips(site: Site, tmp_p
             state = await reactor.until("a trip", lambda s: s["trip"])
             assert state["kernel_drops"] > 1000
             assert state["trip"] in (FRAME_LOSS_1, FRAME_LOSS_2, FRAME_LOSS_3)
-            seen = {n: state["streams"][n]["frames"] for n in ("1", "2", "3")}
-            after = await reactor.until(
-                "frames go on", lambda s: all(s["streams"][n]["frames"] > seen[n] for n in seen)
+            # every datagram that the kernel threw away is a gap in some stream's numbers
+            await reactor.until(
+                "each is accounted for", lambda s: sum(r["lost"] for r in s["streams"].values()) == s["kernel_drops"]
             )
-        # every datagram that the kernel threw away is a gap in some stream's numbers
-        assert sum(after["streams"][n]["lost"] for n in seen) == after["kernel_drops"] == state["kernel_drops"]
         assert KIND_DROP in {p.kind for p in permits_in(waiting(chain), site)}
