@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.machine.recombination import ks_at
 from controller.record.journal_reader import Part
 from controller.record.schema import (
     QUALITY_FRAMES_LOST,
@@ -151,10 +152,12 @@ class Comparison:
         return rows
 
     def _compare_visits(self, end: Any, *, whole: bool) -> None:
+        chambers = self.part.header["site"]["dosimetry"]
+        a_s = [float(chambers[name]["ks_per_particle_s"]) for name in ("primary", "secondary")]
         per_particle = {
             (p.head["field_index"], p.head["layer_index"]): (
-                p.head["counts_per_particle"],
-                p.head["counts_per_particle_2"],
+                (p.head["counts_per_particle"], p.head["counts_per_particle_2"]),
+                (ks_at(a_s[0], p.head["rate_per_s"]), ks_at(a_s[1], p.head["rate_per_s"])),
             )
             for p in self.part.programs
         }
@@ -171,8 +174,8 @@ class Comparison:
                 if whole or int(visit["t_end_ns"]) < int(end["t_ns"]) - UNSEEN_NS:
                     self.differences.append(differs(what, "visit", key[1], None, end))
                 continue
-            per = per_particle[(key[0], int(visit["layer"]))]
-            wrong = [_visit_difference(what, visit, row, mark, per) for row, mark in found]
+            per, level = per_particle[(key[0], int(visit["layer"]))]
+            wrong = [_visit_difference(what, visit, row, mark, per, level) for row, mark in found]
             # what the delivery booked is the latest that was there when it asked
             if all(wrong):
                 self.differences.append(next(w for w in reversed(wrong) if w is not None))
@@ -216,9 +219,9 @@ def _bytes(rows: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _visit_difference(
-    what: str, visit: Any, row: Any, mark: Any, per_particle: tuple[float, float]
+    what: str, visit: Any, row: Any, mark: Any, per_particle: tuple[float, float], levels: tuple[float, float]
 ) -> Difference | None:
-    for name, replayed in _booked(visit, row, per_particle):
+    for name, replayed in _booked(visit, row, per_particle, levels):
         if not _same(visit[name], replayed):
             return differs(what, name, visit[name], replayed, mark)
     measured = int(visit["quality"]) & MEASURED_QUALITY
@@ -227,7 +230,9 @@ def _visit_difference(
     return None
 
 
-def _booked(visit: Any, row: Any, per_particle: tuple[float, float]) -> Iterator[tuple[str, Any]]:
+def _booked(
+    visit: Any, row: Any, per_particle: tuple[float, float], levels: tuple[float, float]
+) -> Iterator[tuple[str, Any]]:
     """What the journal must say of a visit that was measured so (as `controller.delivery.account` books it)."""
     for name in ("x_mm", "y_mm", "sigma_x_mm", "sigma_y_mm"):
         yield name, row[name]
@@ -240,7 +245,9 @@ def _booked(visit: Any, row: Any, per_particle: tuple[float, float]) -> Iterator
             yield f"counts_{number}", int(row[f"counts_{number}"]) - int(row[f"start_{number}"])
         counts = int(visit[f"counts_{number}"])
         pedestal = float(row[f"pedestal_{number}"])
-        yield f"particles_{number}", (counts - pedestal + late) / per_particle[number - 1]
+        ks, level = float(visit[f"ks_{number}"]), levels[number - 1]
+        refined = ks / level if ks > 0.0 else 1.0  # booked from frames, or by an older Spotwise: at the level's rate
+        yield f"particles_{number}", (counts - pedestal + late) / per_particle[number - 1] * refined
 
 
 def _trip_values(event: dict[str, Any], trip: Any) -> Iterator[tuple[str, Any, Any]]:

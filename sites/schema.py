@@ -222,6 +222,8 @@ class Chamber(Table):
     """Mean delay of collected charge behind the beam (ion drift)."""
     ks_per_particle_s: NotNegative = 0.0
     """Volume recombination: ks = 1 + this x particles/s."""
+    ks_uncertainty: Fraction = 0.2
+    """Relative standard uncertainty of that."""
     saturation_counts_per_s: Positive
 
 
@@ -264,6 +266,11 @@ class Dosimetry(Table):
     strips: Strips
     reference_temperature_c: Finite = 20.0
     reference_pressure_hpa: Positive = 1013.25
+    temperature_uncertainty_k: NotNegative = 0.5
+    """Standard uncertainty of the sensor, and of the air in the chambers against it."""
+    pressure_uncertainty_hpa: NotNegative = 1.0
+    two_gap_limit: Positive = 0.002
+    """Relative dose at the highest intensity by which the chambers may disagree on recombination."""
     ktp_min: Positive = 0.9
     ktp_max: Positive = 1.15
 

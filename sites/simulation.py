@@ -10,6 +10,9 @@ class Simulation(Table):
 
     true_primary_gain: Positive = 1.0
     true_secondary_gain: Positive = 1.0
+    true_primary_ks: NotNegative = 1.0
+    """True recombination over the calibrated one."""
+    true_secondary_ks: NotNegative = 1.0
     true_gain_x: Positive = 1.0
     true_gain_y: Positive = 1.0
     offset_x_mm: Finite = 0.0

@@ -42,7 +42,7 @@ SUMMARY_KEYS = {
     "trips",
     "files",
 }
-ERROR_KEYS = {"mean", "sd", "p95", "max"}
+ERROR_KEYS = {"mean", "sd", "rms", "p95", "p99", "max"}
 
 
 def spotwise(*arguments: object) -> tuple[int, str, str]:

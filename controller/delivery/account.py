@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from controller.clock import now_ns
 from controller.delivery.booking import STOPPED, Measured, count, fill
 from controller.delivery.run import Run
+from controller.delivery.two_gap import judge_two_gap
+from controller.dose.uncertainty import Quiet, refine
 from controller.machine.program import LayerProgram
+from controller.machine.recombination import TwoGap
 from controller.record.schema import (
     QUALITY_FROM_FRAMES,
     QUALITY_NO_POSITION,
@@ -55,6 +58,7 @@ class Ledger:
         self.counters = Counters()
         self._measured: dict[int, NDArray[Any]] = {}
         self._unwritten: list[tuple[int, NDArray[Any]]] = []
+        self._two_gap = TwoGap()
         self._last: tuple[int, int, int] | None = None  # visit, latched counts of both electrometers
         self._spots = SpotBatcher(run.telemetry)
         self.observe: Callable[[NDArray[Any]], None] = lambda _rows: None
@@ -80,6 +84,7 @@ class Ledger:
         self.counters = Counters(one.counts, two.counts, begun_ns=now_ns())
         self._measured.clear()
         self._unwritten.clear()
+        self._two_gap = TwoGap()
         self._last = None
 
     async def account(self, program: LayerProgram, limit_s: float = READ_S) -> int:
@@ -103,6 +108,7 @@ class Ledger:
         rows = engine.result()
         await self._wait_measured([int(v) for v in rows["visit"]])
         visits = self._book(program, rows, latch_1.result(), latch_2.result())
+        self._refine(visits, program)
         run.journal.visits(visits)
         run.rings_read = first + count
         await devices.scan_controller.acknowledge(run.rings_read, deadline)
@@ -201,9 +207,19 @@ class Ledger:
         ends_2 = np.where(shown["counts_2"] >= 0, shown["counts_2"], shown["start_2"])
         self._count(visits, shown["counts_1"], ends_2, np.zeros(len(rows), np.int64), program, per_meterset)
         visits["quality"] |= QUALITY_FROM_FRAMES
+        self._refine(visits, program)
         self.run.journal.visits(visits)
         self._publish(program, visits)
         return len(visits)
+
+    def _refine(self, visits: NDArray[Any], program: LayerProgram) -> None:
+        """Recombination at each visit's own rate, uncertainties, and the two chambers against each other."""
+        run = self.run
+        state = run.path.monitor.state
+        quiet = Quiet(int(state["quiet_ns_1"]), int(state["quiet_ns_2"]))
+        unit = run.plan.fields[program.field_index].unit
+        refine(visits, program, run.site, quiet, program.particles_per_mu if unit == "MU" else 1.0)
+        self._two_gap.add(visits)
 
     def _running_row(self) -> NDArray[Any] | None:
         """The visit that the path still sees as running, as a measured row without position."""
@@ -245,6 +261,7 @@ class Ledger:
 
         More of them than the pedestal and the field's tolerance explain are a dispute.
         """
+        judge_two_gap(self.run, field_index, self._two_gap)
         deadline = Deadline.after(limit_s, "retained counters")
         for number in (1, 2):
             device = self.run.devices.electrometer_1 if number == 1 else self.run.devices.electrometer_2

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.machine.program import LayerProgram
-from controller.record.schema import QUALITY_FROM_FRAMES, VISIT_DTYPE
+from controller.record.schema import ADDED_IN_2, QUALITY_FROM_FRAMES, VISIT_DTYPE
 
 SAME = ("t_start_ns", "t_end_ns", "visit", "x_mm", "y_mm", "sigma_x_mm", "sigma_y_mm", "quality")
 
@@ -43,6 +43,8 @@ def _of_layer(rows: NDArray[Any], program: LayerProgram, unit: str, part: int) -
     visits["planned_particles"] = planned["particles"]
     visits["planned_meterset"] = planned["particles"] / per_meterset
     visits["planned_x_mm"], visits["planned_y_mm"] = planned["x_mm"], planned["y_mm"]
+    for name in ADDED_IN_2:
+        visits[name] = np.nan
     visits["x_current_a"] = visits["y_current_a"] = np.nan
     shown_2 = (rows["counts_2"] >= 0) & (rows["start_2"] >= 0)
     counts = (rows["counts_1"] - rows["start_1"], np.where(shown_2, rows["counts_2"] - rows["start_2"], 0))

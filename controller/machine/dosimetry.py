@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 from controller.machine.physics import charge_per_particle_c
+from controller.machine.recombination import ks_at
 from controller.plan.model import MetersetUnit
 from drivers.errors import Refused
 from sites.schema import Chamber, Dosimetry, TreatmentMachine
@@ -58,7 +59,7 @@ def nominal_corrections(dosimetry: Dosimetry) -> Corrections:
 
 def recombination(chamber: Chamber, rate_per_s: float) -> float:
     """Give ks of a chamber at a particle rate: linear in the rate, as volume recombination is while it is small."""
-    return 1.0 + chamber.ks_per_particle_s * rate_per_s
+    return ks_at(chamber.ks_per_particle_s, rate_per_s)
 
 
 def model_counts_per_particle(chamber: Chamber, dosimetry: Dosimetry, ion: str, energy_mev_u: float) -> float:

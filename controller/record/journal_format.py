@@ -60,6 +60,11 @@ class JournalDiskError(JournalError):
     exit_status = 4
 
 
+def version_of(kind: RecordType) -> int:
+    """Version in which a kind of record is written; readers take older ones too."""
+    return 2 if kind in (RecordType.VISITS, RecordType.SEEN) else RECORD_VERSION
+
+
 def canonical_json(value: Mapping[str, Any]) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes.
 
@@ -96,7 +101,7 @@ def pack_record(kind: RecordType, sequence: int, t_ns: int, payload: bytes, prev
         raise JournalError(
             f"journal: {kind.name} record of {len(payload)} bytes, limit {MAX_PAYLOAD}; write it in pieces"
         )
-    head = HEAD.pack(len(payload), kind, RECORD_VERSION, sequence, t_ns)
+    head = HEAD.pack(len(payload), kind, version_of(kind), sequence, t_ns)
     body = head + CRC.pack(zlib.crc32(head)) + payload
     body += CRC.pack(zlib.crc32(body))
     digest = hashlib.sha256(previous + body).digest()

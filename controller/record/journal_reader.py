@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ from controller.record.journal_format import (
     HASH_BYTES,
     HEAD,
     HEAD_BYTES,
-    RECORD_VERSION,
     TAIL_BYTES,
     RecordType,
+    version_of,
 )
-from controller.record.schema import ROW_DTYPE, VISIT_DTYPE
+from controller.record.schema import ADDED_IN_2, ROW_DTYPE, VISIT_DTYPE, VISIT_DTYPE_1
 from drivers.errors import BadInput
 
 _KINDS = frozenset(int(kind) for kind in RecordType)
@@ -51,6 +51,7 @@ class Record:
     """Of the record's first byte in the file."""
     length: int
     """Bytes of the payload."""
+    version: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,10 +133,16 @@ class Part:
     def table_of(self, kind: RecordType) -> NDArray[np.void]:
         """All rows of the records VISITS or SEEN."""
         records = [r for r in self.records if r.kind is kind]
-        for record in records:
-            self._journal.whole_rows(record.length, VISIT_DTYPE, record)
+        tables = []
         # Joined as bytes: numpy takes 50 us to concatenate each structured array, and a journal has thousands.
-        return np.frombuffer(b"".join(map(self._journal.payload, records)), VISIT_DTYPE)
+        for version, group in groupby(records, lambda record: record.version):
+            dtype = VISIT_DTYPE if version == 2 else VISIT_DTYPE_1
+            same = list(group)
+            for record in same:
+                self._journal.whole_rows(record.length, dtype, record)
+            rows = np.frombuffer(b"".join(map(self._journal.payload, same)), dtype)
+            tables.append(rows if version == 2 else _of_version_1(rows))
+        return tables[0] if len(tables) == 1 else np.concatenate([np.zeros(0, VISIT_DTYPE), *tables])
 
     def rows(self) -> Iterator[NDArray[np.void]]:
         """Yield the log in blocks of `ROW_DTYPE`."""
@@ -252,6 +259,15 @@ class Journal:
             )
 
 
+def _of_version_1(rows: NDArray[np.void]) -> NDArray[np.void]:
+    visits = np.zeros(len(rows), VISIT_DTYPE)
+    for name in VISIT_DTYPE_1.names or ():
+        visits[name] = rows[name]
+    for name in ADDED_IN_2:
+        visits[name] = np.nan
+    return visits
+
+
 def _keys(visits: NDArray[np.void]) -> NDArray[np.int64]:
     """One number for part, field and visit."""
     keys: NDArray[np.int64] = visits["visit"].astype(np.int64)
@@ -316,11 +332,11 @@ def _scan(path: Path, data: mmap.mmap | bytes, size: int) -> _Scan:
             digest = chain.digest()
             if view[offset + total - HASH_BYTES : offset + total] != digest:
                 raise damaged("the hash chain breaks here: this record or one before it was changed")
-            if version != RECORD_VERSION or kind not in _KINDS:
+            if kind not in _KINDS or not 1 <= version <= version_of(RecordType(kind)):
                 raise damaged(f"type {kind} version {version}: written by a newer Spotwise?")
             if number == 0 and kind != RecordType.HEADER:
                 raise damaged("the first record is no HEADER")
-            records.append(Record(number, RecordType(kind), t_ns, offset, length))
+            records.append(Record(number, RecordType(kind), t_ns, offset, length, version))
             offset += total
     torn = (
         None if size == len(data) else f"{path}: {len(data) - size} zero bytes after record {len(records) - 1} left out"

@@ -155,8 +155,20 @@ _VISIT_TEXT = {
     "layer": ("", "index of the layer, from 0"),
     "painting": ("", "index of the painting, from 0"),
     "part": ("", "part of the treatment, from 1"),
-    "quality": ("bits", "1 no position, 2 saturated, 4 frames lost, 8 more than one stretch of beam"),
+    "quality": (
+        "bits",
+        "1 no position, 2 saturated, 4 frames lost, 8 more than one stretch of beam, 16 from frames, "
+        "32 bad strip in the window, 64 bad strip found",
+    ),
     "flags": ("bits", "1 move with beam off, 2 beam off after, 32768 stopped before its preset"),
+    "ks_1": ("", "recombination correction of chamber 1 at the visit's own rate; NaN: the layer's nominal rate"),
+    "ks_2": ("", "the same, chamber 2"),
+    "u_particles_1": ("", "standard uncertainty of particles_1, independent from visit to visit (type A)"),
+    "u_particles_2": ("", "the same, chamber 2"),
+    "u_common_1": ("", "relative standard uncertainty that all visits share (type B), chamber 1"),
+    "u_common_2": ("", "the same, chamber 2"),
+    "u_x_mm": ("mm", "standard uncertainty of x_mm, independent from visit to visit; NaN: no position"),
+    "u_y_mm": ("mm", "the same of y_mm"),
 }
 
 VISIT_COLUMNS: tuple[Column, ...] = (

@@ -31,44 +31,59 @@ from __future__ import annotations
 
 import numpy as np
 
+_VISIT_COLUMNS_1: list[tuple[str, str]] = [
+    ("t_start_ns", "<i8"),
+    ("t_end_ns", "<i8"),
+    ("beam_on_ns", "<i8"),  # beam-on time by the engine
+    ("counts_1", "<i8"),  # electrometer 1, latched at the visit's end minus at its start (authoritative)
+    ("counts_2", "<i8"),  # electrometer 2, the same
+    ("frame_counts_1", "<f8"),  # the PC's own integral from frames, pedestal subtracted
+    ("frame_counts_2", "<f8"),
+    (
+        "late_counts_1",
+        "<f8",
+    ),  # charge of this visit that arrived after it, minus charge of the one before that arrived in it
+    ("late_counts_2", "<f8"),
+    ("particles_1", "<f8"),  # from counts_1, pedestal, late charge and corrections included
+    ("particles_2", "<f8"),
+    ("meterset_1", "<f8"),  # in the field's unit
+    ("meterset_2", "<f8"),
+    ("planned_particles", "<f8"),
+    ("planned_meterset", "<f8"),
+    ("x_mm", "<f8"),  # measured, at isocentre; NaN where quality says no position
+    ("y_mm", "<f8"),
+    ("sigma_x_mm", "<f8"),  # measured, at isocentre
+    ("sigma_y_mm", "<f8"),
+    ("planned_x_mm", "<f8"),
+    ("planned_y_mm", "<f8"),
+    ("x_current_a", "<f8"),  # measured by the engine at the visit's end
+    ("y_current_a", "<f8"),
+    ("visit", "<u4"),
+    ("spot", "<u4"),
+    ("field", "<u2"),  # index of the field, from 0
+    ("layer", "<u2"),  # index of the layer, from 0
+    ("painting", "<u2"),
+    ("part", "<u2"),
+    ("quality", "<u2"),  # QUALITY_* bits
+    ("flags", "<u2"),  # of the visit plan, and VISIT_PARTIAL
+]
+VISIT_DTYPE_1 = np.dtype(_VISIT_COLUMNS_1)
+"""Rows of VISITS and SEEN records of version 1."""
 VISIT_DTYPE = np.dtype(
     [
-        ("t_start_ns", "<i8"),
-        ("t_end_ns", "<i8"),
-        ("beam_on_ns", "<i8"),  # beam-on time by the engine
-        ("counts_1", "<i8"),  # electrometer 1, latched at the visit's end minus at its start (authoritative)
-        ("counts_2", "<i8"),  # electrometer 2, the same
-        ("frame_counts_1", "<f8"),  # the PC's own integral from frames, pedestal subtracted
-        ("frame_counts_2", "<f8"),
-        (
-            "late_counts_1",
-            "<f8",
-        ),  # charge of this visit that arrived after it, minus charge of the one before that arrived in it
-        ("late_counts_2", "<f8"),
-        ("particles_1", "<f8"),  # from counts_1, pedestal, late charge and corrections included
-        ("particles_2", "<f8"),
-        ("meterset_1", "<f8"),  # in the field's unit
-        ("meterset_2", "<f8"),
-        ("planned_particles", "<f8"),
-        ("planned_meterset", "<f8"),
-        ("x_mm", "<f8"),  # measured, at isocentre; NaN where quality says no position
-        ("y_mm", "<f8"),
-        ("sigma_x_mm", "<f8"),  # measured, at isocentre
-        ("sigma_y_mm", "<f8"),
-        ("planned_x_mm", "<f8"),
-        ("planned_y_mm", "<f8"),
-        ("x_current_a", "<f8"),  # measured by the engine at the visit's end
-        ("y_current_a", "<f8"),
-        ("visit", "<u4"),
-        ("spot", "<u4"),
-        ("field", "<u2"),  # index of the field, from 0
-        ("layer", "<u2"),  # index of the layer, from 0
-        ("painting", "<u2"),
-        ("part", "<u2"),
-        ("quality", "<u2"),  # QUALITY_* bits
-        ("flags", "<u2"),  # of the visit plan, and VISIT_PARTIAL
+        *_VISIT_COLUMNS_1,
+        ("ks_1", "<f8"),  # recombination, at the visit's own rate; NaN: booked at the layer's nominal rate
+        ("ks_2", "<f8"),
+        ("u_particles_1", "<f8"),  # standard uncertainty, independent from visit to visit (type A); NaN: not known
+        ("u_particles_2", "<f8"),
+        ("u_common_1", "<f8"),  # relative standard uncertainty that all visits share (type B)
+        ("u_common_2", "<f8"),
+        ("u_x_mm", "<f8"),  # standard uncertainty of the position, independent from visit to visit; NaN: no position
+        ("u_y_mm", "<f8"),
     ]
 )
+ADDED_IN_2 = tuple(name for name in VISIT_DTYPE.names or () if name not in (VISIT_DTYPE_1.names or ()))
+"""Columns that version 1 has not: read as NaN."""
 
 VISIT_PARTIAL = 0x8000
 """Visit flag: stopped before its preset."""
@@ -136,6 +151,8 @@ EVENTS = {
     "hold": "hold began or ended: phase, cause",
     "trip": "an interlock condition latched: id, value, limit, unit, t_cause_ns, first_out, hint",
     "reset": "latched trips were reset: operator, reason, ids",
+    "recombination": "two gaps, at a field's end: field, difference_s (a1 - a2), u_s, expected_s, rate_min_per_s, "
+    "rate_max_per_s, visits",
     "permit": "permission begins or ends: phase, arm_token",
     "guard": "what the guard says: phase (agreed: it reads the plan as we do)",
     "reconcile": "counters against rings against journal: field, device, retained, ring, journal",

@@ -140,17 +140,20 @@ def _mu(field: FieldAccount, layer: LayerAccount, metersets: Floats) -> float:
 def _statistics(values: list[Floats]) -> dict[str, float | None]:
     errors = np.concatenate([np.zeros(0), *values])
     if len(errors) == 0:
-        return dict.fromkeys(("mean", "sd", "p95", "max"))
+        return dict.fromkeys(("mean", "sd", "rms", "p95", "p99", "max"))
     size = np.abs(errors)
-    return _four(errors.mean(), errors.std(), np.percentile(size, 95), size.max())
+    rms, p99 = np.sqrt(np.mean(errors**2)), np.percentile(size, 99)
+    four = _four(errors.mean(), errors.std(), np.percentile(size, 95), size.max())
+    return four | {"rms": _number(rms), "p99": _number(p99)}
 
 
 def _position_statistics(values: list[Floats]) -> dict[str, float | None]:
     errors = np.concatenate([np.zeros((0, 2)), *values])
     if len(errors) == 0:
-        return dict.fromkeys(("mean", "sd", "p95", "max"))
+        return dict.fromkeys(("mean", "sd", "rms", "p95", "p99", "max"))
     radial = np.hypot(errors[:, 0], errors[:, 1])
-    return _four(errors.mean(), errors.std(), np.percentile(radial, 95), radial.max())
+    four = _four(errors.mean(), errors.std(), np.percentile(radial, 95), radial.max())
+    return four | {"rms": _number(np.sqrt(np.mean(radial**2))), "p99": _number(np.percentile(radial, 99))}
 
 
 def _four(

@@ -74,10 +74,12 @@ def truth_figures(
 
 def _four(signed: NDArray[np.float64], size: NDArray[np.float64]) -> dict[str, float | None]:
     if len(signed) == 0:
-        return dict.fromkeys(("mean", "sd", "p95", "max"))
+        return dict.fromkeys(("mean", "sd", "rms", "p95", "p99", "max"))
     return {
         "mean": round(float(signed.mean()), 6),
         "sd": round(float(signed.std()), 6),
+        "rms": round(float(np.sqrt(np.mean(size**2))), 6),
         "p95": round(float(np.percentile(size, 95)), 6),
+        "p99": round(float(np.percentile(size, 99)), 6),
         "max": round(float(size.max()), 6),
     }

@@ -10,7 +10,7 @@ import numpy as np
 from drivers.wires.frames import STRIP_UNITS_PER_COUNT
 from simulators.plant.chambers import drain_share
 from simulators.plant.noise import cumulative_table, gauss_table, ripple_table
-from simulators.plant.physics import IONS, charge_per_ion_c, rigidity_tm
+from simulators.plant.physics import IONS, charge_per_ion_c, ionisation_spread, rigidity_tm
 from simulators.plant.state import (
     ACC_IDLE,
     CDF_HALF_WIDTH,
@@ -121,7 +121,8 @@ def _monitors(p: Any, site: Site) -> None:
     for (number, chamber), pedestal in zip(chambers, pedestals, strict=True):
         p[f"gain_{number}"] = 1.0
         p[f"drain_{number}"] = drain_share(chamber.lag_us)
-        p[f"ks_{number}_s"] = chamber.ks_per_particle_s
+        true_ks = sim.true_primary_ks if number == 1 else sim.true_secondary_ks
+        p[f"ks_{number}_s"] = chamber.ks_per_particle_s * true_ks
         p[f"pedestal_{number}"] = round(pedestal * STEP_NS * 1e-9 * COUNT_UNIT)
         p[f"saturation_{number}"] = round(chamber.saturation_counts_per_s * 1e-4)
         p[f"hv_{number}_v"] = chamber.high_voltage_v
@@ -198,5 +199,7 @@ def write_request(
     t["strip_scale_x"] = (machine.vsad_x_mm - distance) / machine.vsad_x_mm
     t["strip_scale_y"] = (machine.vsad_y_mm - distance) / machine.vsad_y_mm
     sim = site.simulation
+    for number, chamber in ((1, site.dosimetry.primary), (2, site.dosimetry.secondary)):
+        t[f"spread_{number}"] = ionisation_spread(ion, true_energy, gap_mm=chamber.gap_mm)
     t["counts_1"] = _counts_per_ion(site, site.dosimetry.primary, sim.true_primary_gain, ion, true_energy)
     t["counts_2"] = _counts_per_ion(site, site.dosimetry.secondary, sim.true_secondary_gain, ion, true_energy)

@@ -51,3 +51,17 @@ def charge_per_ion_c(
     density *= 293.15 / (273.15 + temperature_c) * pressure_hpa / 1013.25
     loss_ev = air_stopping_mev_cm2_g(ion, energy_mev_u) * density * gap_mm / 10 * 1e6
     return loss_ev / _W_EV[(ion, gas)] * ELEMENTARY_CHARGE_C
+
+
+def ionisation_spread(ion: str, energy_mev_u: float, *, gap_mm: float) -> float:
+    """Standard deviation of one ion's charge in the gap over its mean.
+
+    From the number of knock-on electrons, each with probability ~ 1 / E^2 up to what the gap stops: 15 keV at 5 mm of
+    air (range ~ E^1.7; ESTAR).
+    """
+    mass_u = _MASS_MEV[ion] / _NUCLEONS[ion]
+    beta2 = 1 - 1 / (1 + energy_mev_u / mass_u) ** 2
+    column = AIR_DENSITY_20C * gap_mm / 10
+    stopped_mev = 0.015 * (gap_mm / 5.0) ** (1 / 1.7)
+    variance = 0.307075 / 2 * _CHARGE[ion] ** 2 * 0.49919 / beta2 * column * stopped_mev
+    return math.sqrt(variance) / (air_stopping_mev_cm2_g(ion, energy_mev_u) * column)

@@ -162,6 +162,8 @@ TUNE_FIELDS: Fields = (
     ("strip_scale_y", "f8", ""),
     ("counts_1", "f8", "counts of electrometer 1 per ion at rate 0, true air, true gain"),
     ("counts_2", "f8", "the same of electrometer 2"),
+    ("spread_1", "f8", "standard deviation of one ion's charge in chamber 1 over its mean"),
+    ("spread_2", "f8", "the same of chamber 2"),
 )
 
 STATE_FIELDS: Fields = (

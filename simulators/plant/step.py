@@ -8,11 +8,13 @@ from simulators.plant.chain import advance_chain, open_chain
 from simulators.plant.chambers import advance_chambers, gain_units, idle_chambers
 from simulators.plant.engine import drive_request, judge_step, obey_engine_command
 from simulators.plant.magnets import advance_magnets, beam_position, magnets_at_rest, wander
+from simulators.plant.noise import unit_noise
 from simulators.plant.state import (
     CAUSE_NONE,
     CAUSE_OPERATOR,
     ENG_RUNNING,
     FRAME_NS,
+    ION_UNIT,
     STEP_NS,
     STEPS_PER_FRAME,
     SUB_TAIL,
@@ -65,8 +67,12 @@ def busy_frame(plant, t_ns):
     s = plant.state
     tune = plant.tune[0]
     rate = s.rate_units_ns
-    gain_1 = gain_units(tune.counts_1, p.ks_1_s, rate, p.gain_1)
-    gain_2 = gain_units(tune.counts_2, p.ks_2_s, rate, p.gain_2)
+    # ions of a full frame free their charge unevenly, in each chamber by itself
+    uneven = 1.0 / max(1.0, float(rate) * (FRAME_NS / ION_UNIT)) ** 0.5
+    factor_1 = p.gain_1 * (1.0 + tune.spread_1 * uneven * unit_noise(plant, s.frame, 41))
+    factor_2 = p.gain_2 * (1.0 + tune.spread_2 * uneven * unit_noise(plant, s.frame, 42))
+    gain_1 = gain_units(tune.counts_1, p.ks_1_s, rate, factor_1)
+    gain_2 = gain_units(tune.counts_2, p.ks_2_s, rate, factor_2)
     for k in range(STEPS_PER_FRAME):
         t = t_ns + k * STEP_NS
         advance_magnets(plant, t)

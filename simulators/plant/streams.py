@@ -25,7 +25,7 @@ from drivers.wires.frames import (
     write_header,
 )
 from simulators.plant.magnets import field_x_tm, field_y_tm
-from simulators.plant.noise import GAUSS_SIZE, hash_of
+from simulators.plant.noise import GAUSS_SIZE, hash_of, unit_noise
 from simulators.plant.state import (
     CDF_HALF_WIDTH,
     CDF_STEPS,
@@ -112,8 +112,12 @@ def make_frame_1(plant, buffer, counts, beam_counts):
     for k in range(2):
         units = plant.segments[k, 0]
         if units > 0.0:
-            x_mm = plant.segments[k, 1] / units * tune.strip_scale_x
-            y_mm = plant.segments[k, 2] / units * tune.strip_scale_y
+            # where so many ions happen to be, on average
+            scatter = p.sigma_scale / max(1.0, units / ION_UNIT) ** 0.5
+            x_mm = plant.segments[k, 1] / units + tune.sigma_x_mm * scatter * unit_noise(plant, s.frame, 43 + 2 * k)
+            y_mm = plant.segments[k, 2] / units + tune.sigma_y_mm * scatter * unit_noise(plant, s.frame, 44 + 2 * k)
+            x_mm *= tune.strip_scale_x
+            y_mm *= tune.strip_scale_y
             charge = int(units / ION_UNIT * tune.counts_1 * float(p.strip_units_per_count))
             spread(
                 plant,
