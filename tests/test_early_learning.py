@@ -17,7 +17,7 @@ from controller.delivery.early import BeamOffLearner, LayerMeter
 from controller.delivery.early_table import FIELD_SHARE, Table, adapted, goes_off, planned
 from controller.dose.memory import MEASURED
 from controller.machine.program import LayerProgram
-from tests.delivery_rig import Delivery, counts_accounted, fault, run_delivery
+from tests.delivery_rig import EXAMPLES, Delivery, counts_accounted, fault, run_delivery
 from tests.layered_plans import adapting_site, layered_plan
 from tests.plan_models import spots
 from tests.plant_rig import CARBON, programs_of
@@ -72,6 +72,17 @@ def test_prescription_and_limits_stay_what_they_were(learned: Delivery) -> None:
     np.testing.assert_array_equal(
         visits["planned_particles"], np.concatenate([p.visits["particles"] for p in learned.run.programs[0]])
     )
+
+
+def test_a_chopper_that_is_what_the_site_says_is_left_alone_at_low_intensity_too(tmp_path: Path) -> None:
+    plan = EXAMPLES / "demo_carbon_2field.dcm"
+    right = run_delivery(plan, adapting_site(learn_early=True), tmp_path / "out")
+    assert right.outcome.status == "completed"
+    assert right.run.programs[0][0].intensity_level == 4  # of 0 to 6: late charge is few counts there
+    for event in right.named("early"):
+        assert event["early_off_after"] == event["early_off_before"]
+        assert event["delay_us"] == pytest.approx(250.0, abs=4 * event["uncertainty_us"] + 5)
+    assert right.named("early")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +177,7 @@ GAPS = programs_of(CARBON, spots([(4.0 * (k % 5), 9.0 * (k // 5), 1.0 + 0.2 * (k
 
 
 def settled(rows: NDArray[Any]) -> list[float]:
-    meter = LayerMeter(GAPS, planned(GAPS))
+    meter = LayerMeter(GAPS, planned(GAPS), 650e3)
     return [time for row in rows for time in meter.take(row)]
 
 
@@ -174,6 +185,21 @@ def test_every_beam_off_of_a_quiet_layer_is_measured() -> None:
     times = settled(rows_of(GAPS, 333.0))
     assert len(times) == int(goes_off(GAPS).sum()) == 5
     assert times == pytest.approx([333.0] * 5, abs=1.0)
+
+
+def test_the_pedestal_of_moves_is_no_late_charge_and_that_of_beam_time_is_counted_by_the_engine() -> None:
+    rows = rows_of(GAPS, 333.0)
+    move_ns, per_ns = 10_000_000, 1000.0 * 1e-9
+    begun_off = np.concatenate([[True], goes_off(GAPS)[:-1]])
+    rows["t_end_ns"] += np.cumsum(np.where(begun_off, move_ns, 0))
+    rows["t_start_ns"][1:] = rows["t_end_ns"][:-1]
+    rows["pedestal_1"] = per_ns * (rows["t_end_ns"] - rows["t_start_ns"])
+    # pedestal during beam is in the engine's count, so targets are reached by it; what came in moves is not
+    late = np.rint(np.cumsum(np.where(begun_off, per_ns * move_ns, 0.0))).astype(int)
+    rows["counts_1"] += late
+    rows["start_1"][1:] = rows["counts_1"][:-1]
+    assert late[-1] > 40
+    assert settled(rows) == pytest.approx([333.0] * 5, abs=1.5)
 
 
 def test_nothing_is_learned_from_what_follows_a_hold_until_the_target_shows_again() -> None:

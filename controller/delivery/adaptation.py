@@ -37,6 +37,7 @@ class Adaptation:
         self._learner = BeamOffLearner(site) if learns else None
         self._feedback = PositionFeedback(site.scanning) if site.scanning.position_feedback else None
         self._optics = Optics(site, treatment_machine(site, run.plan.fields[programs[0].field_index]))
+        self._tail_ns = (site.accelerator.beam_off_delay_us + 8 * site.dosimetry.primary.lag_us) * 1e3
         self._meters: dict[int, LayerMeter] = {}
         """By layer index: of layers whose table went to the engine."""
         total = sum(int(p.visits["preset_counts"].sum(dtype="u8")) for p in programs)
@@ -87,7 +88,7 @@ class Adaptation:
             table = adapted(program, late, self._allowance)
             self._allowance -= abs(table.moved_counts)
             self._estimates[program.layer_index] = estimate
-        self._meters[program.layer_index] = LayerMeter(program, table)
+        self._meters[program.layer_index] = LayerMeter(program, table, self._tail_ns)
         return table
 
     def downloaded(self, program: LayerProgram, table: Table) -> None:

@@ -62,8 +62,10 @@ class Change:
 class LayerMeter:
     """Measures the beam-offs of one layer as its visits come in."""
 
-    def __init__(self, program: LayerProgram, table: Table) -> None:
+    def __init__(self, program: LayerProgram, table: Table, tail_ns: float) -> None:
+        """`table`: as downloaded; `tail_ns`: how long the engine goes on counting when beam is off."""
         self._program = program
+        self._tail_ns = tail_ns
         self._targets = np.cumsum(table.preset_counts.astype(np.int64))
         self._table = table
         self._off = goes_off(program)
@@ -86,10 +88,14 @@ class LayerMeter:
         if index != 0 and self._last < 0:
             return []  # the layer's start was not seen: there is nothing to count from
         self._last = index
-        self._pedestal += float(row["pedestal_1"])
-        counted = int(row["counts_1"]) - self._start - self._pedestal
         planned_ns = float(v["particles"][index]) / self._program.rate_per_s * 1e9
-        if int(row["t_end_ns"]) - int(row["t_start_ns"]) > 2.0 * planned_ns + INTERRUPTED_NS:
+        lasted_ns = int(row["t_end_ns"]) - int(row["t_start_ns"])
+        if index == 0 or self._off[index - 1]:
+            # the engine counts while it requests beam and for the tail: not the pedestal of the move before
+            moved_ns = max(0.0, lasted_ns - planned_ns - (self._tail_ns if self._off[index] else 0.0))
+            self._pedestal += float(row["pedestal_1"]) * moved_ns / max(lasted_ns, 1)
+        counted = int(row["counts_1"]) - self._start - self._pedestal
+        if lasted_ns > 2.0 * planned_ns + INTERRUPTED_NS:
             self._shift = self._waiting = None
             return []
         settled = [] if self._waiting is None else [self._waiting]
