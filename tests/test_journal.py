@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from controller.machine.program import VISIT_PLAN_DTYPE
+from controller.record import journal_format
 from controller.record.journal import (
     BACKLOG_LIMIT_BYTES,
     ROWS_PER_RECORD,
@@ -23,7 +24,7 @@ from controller.record.journal import (
     read_journal,
 )
 from controller.record.journal_format import FILE_HEADER
-from controller.record.schema import ROW_DTYPE, VISIT_DTYPE
+from controller.record.schema import ROW_DTYPE, VISIT_DTYPE, VISIT_DTYPE_1
 from drivers.errors import BadInput
 
 
@@ -65,6 +66,24 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
         assert journal.visits["visit"].tolist() == [1, 2]
         assert np.concatenate(list(journal.rows()))["t_ns"].tolist() == [200_000, 400_000, 600_000]
         assert journal.end == {"visits": 2}
+
+
+def test_visits_of_an_older_version_are_read_and_what_they_lack_is_not_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = np.zeros(2, VISIT_DTYPE_1)
+    old["visit"], old["particles_1"] = [1, 2], [10.0, 20.0]
+    with JournalWriter(tmp_path / "journal.bin") as journal:
+        journal.header(0, {"part": 1})
+        with monkeypatch.context() as older:
+            older.setattr(journal_format, "version_of", lambda kind: 1)
+            journal.append(RecordType.VISITS, 5, old.tobytes())
+        journal.visits(visits_of(3))
+    with read_journal(tmp_path / "journal.bin") as read:
+        visits = read.visits
+    assert visits["visit"].tolist() == [1, 2, 3]
+    assert visits["particles_1"].tolist() == [10.0, 20.0, 0.0]
+    assert np.isnan(visits["u_particles_1"]).tolist() == [True, True, False]
 
 
 def test_equal_calls_give_equal_bytes(tmp_path: Path) -> None:
