@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from controller.cli_text import print_json, say, summary_text
 from controller.plan.check import CheckReport, check_plan
 from controller.plan.table import format_report
-from drivers.errors import BadInput, Refused, SpotwiseError, Stopped
+from drivers.errors import BadInput, SpotwiseError
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
@@ -43,18 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpotwiseError as error:
         print(f"spotwise: {error}", file=sys.stderr)
         if options.json:
-            _print_json({"outcome": OUTCOMES.get(error.exit_status, "defect"), "message": str(error)})
+            print_json({"outcome": OUTCOMES.get(error.exit_status, "defect"), "message": str(error)})
         return error.exit_status
     except KeyboardInterrupt:
         print("spotwise: interrupted before anything was delivered", file=sys.stderr)
         if options.json:
-            _print_json({"outcome": "interrupted", "message": "interrupted before anything was delivered"})
+            print_json({"outcome": "interrupted", "message": "interrupted before anything was delivered"})
         return 4
     except Exception:
         # the boundary: whatever gets here is a defect of Spotwise, and says so
         traceback.print_exc()
         if options.json:
-            _print_json({"outcome": "defect", "message": "a defect of Spotwise; see stderr"})
+            print_json({"outcome": "defect", "message": "a defect of Spotwise; see stderr"})
         print("spotwise: this is a defect; please report it with the lines above", file=sys.stderr)
         return DEFECT
 
@@ -82,6 +78,25 @@ def parser() -> argparse.ArgumentParser:
     )
     deliver.add_argument("--operator", help="who arms and resets; needed where any device is real")
     deliver.add_argument("--reason", help="why; needed where any device is real")
+
+    resume = _command(commands, "resume", _resume, "go on with an interrupted treatment; nothing is given twice")
+    resume.add_argument("directory", type=_path, metavar="DIR")
+    resume.add_argument("--site", metavar="NAME|FILE", help="where the directory's own is no longer to be found")
+    resume.add_argument("--fault", type=_path, metavar="FILE", help="fault scenario for the simulated room")
+    resume.add_argument("--operator", help="who arms and resets, or decides a dispute; needed where any device is real")
+    resume.add_argument("--reason", help="why; needed where any device is real")
+    resume.add_argument(
+        "--accept-dispute",
+        action="store_true",
+        help="a physicist's decision: go on although journal and hardware differ",
+    )
+    resume.add_argument(
+        "--trust",
+        choices=("hardware", "journal"),
+        default="hardware",
+        help="what counts then: the devices' retained counters (default), or the journal",
+    )
+    resume.add_argument("--accept-version", action="store_true", help="begun by another version of Spotwise")
 
     simulate = _command(commands, "simulate", _simulate, "serve a site's simulated devices on their addresses")
     simulate.add_argument("--site", required=True, metavar="NAME|FILE")
@@ -188,155 +203,25 @@ def _checked(options: argparse.Namespace, site: Site) -> CheckReport:
     )
 
 
-def _say(text: str) -> None:
-    """Print a result; a reader that has gone (`| head`) changes nothing about the exit status."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # what the interpreter flushes at exit must not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    _say(json.dumps(value, allow_nan=False))
-
-
 def _check(options: argparse.Namespace) -> int:
     report = _checked(options, load_site(options.site))
     if options.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
-        _say(format_report(report))
+        say(format_report(report))
     return report.exit_status
 
 
 def _deliver(options: argparse.Namespace) -> int:
-    site = load_site(options.site)
-    operator, reason = _authority(options, site)
-    report = _checked(options, site)
-    if report.outcome != "deliverable":
-        return _not_deliverable(options, report)
-    # what delivers is not needed to check: import it only now
-    from controller.record.faults_played import read_played, sentences  # noqa: PLC0415
-    from controller.record.rebuild import rebuild  # noqa: PLC0415
-    from controller.session import Order, make_directory, write_run  # noqa: PLC0415
+    from controller.deliver_command import deliver  # noqa: PLC0415
 
-    if not site.all_simulated and (options.fault is not None or options.clock == "virtual"):
-        raise Refused("--fault and --clock virtual are for rooms in which every device is simulated")
-    scenario = None
-    if options.fault is not None:
-        from controller.compose import load_scenario  # noqa: PLC0415
-
-        # a scenario that cannot be played must not leave a directory behind
-        faults = load_scenario(options.fault)
-        faults.check_clock(options.clock, options.fault)
-        scenario = faults.as_record()
-    out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    make_directory(out)
-    frames_bytes = round(options.frames_gib * 2**30) if options.record_frames else 0
-    order = Order(
-        options.plan,
-        site,
-        out,
-        options.seed,
-        options.clock,
-        operator,
-        reason,
-        options.site,
-        scenario,
-        frames_bytes,
-    )
-    write_run(order)
-    if options.clock == "virtual":
-        from controller.run_virtual import deliver_virtual as run  # noqa: PLC0415
-    else:
-        from controller.run_real import deliver_real as run  # noqa: PLC0415
-    with _terminable():
-        outcome = run(order, report, options.fault)
-        try:
-            summary = rebuild(out)
-        except (SpotwiseError, KeyboardInterrupt) as error:
-            # the delivery is over, and the journal holds it; how it ended must not be lost with the files about it
-            print(f"spotwise: {outcome.status}: {outcome.message or 'delivered'}", file=sys.stderr)
-            why = str(error) or "interrupted"
-            print(f"spotwise: files not finished: {why}; then run spotwise report {out}", file=sys.stderr)
-            return outcome.exit_status or Stopped.exit_status
-    for text in sentences(read_played(out) or ()):
-        print(f"spotwise: {options.fault}: {text}", file=sys.stderr)
-    if options.json:
-        _print_json(summary)
-        if outcome.message:
-            print(f"spotwise: {outcome.message}", file=sys.stderr)
-    elif outcome.status == "refused":
-        print(f"spotwise: {outcome.message}", file=sys.stderr)
-    else:
-        _say(_summary_text(summary, out, outcome.message))
-    return outcome.exit_status
+    return deliver(options, lambda site: _checked(options, site))
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM means what SIGINT means; whoever knows better what to do with them takes over meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _resume(options: argparse.Namespace) -> int:
+    from controller.deliver_command import resume  # noqa: PLC0415
 
-
-def _authority(options: argparse.Namespace, site: Site) -> tuple[str, str]:
-    if site.all_simulated:
-        return "simulated", "simulated delivery"
-    if not sys.stdin.isatty() or not options.operator or not options.reason:
-        raise Refused(
-            f"site {site.name} has real devices: deliver needs a terminal, --operator and --reason (got operator "
-            f"{options.operator!r}, reason {options.reason!r})"
-        )
-    if options.operator not in site.operators.names:
-        raise Refused(f"operator {options.operator!r} is not one of this room's: {', '.join(site.operators.names)}")
-    return options.operator, options.reason
-
-
-def _not_deliverable(options: argparse.Namespace, report: CheckReport) -> int:
-    if options.json:
-        _print_json({"outcome": report.outcome, "findings": report.to_json()["findings"], "files": {}})
-    print(format_report(report), file=sys.stderr)
-    return report.exit_status
-
-
-def _summary_text(summary: dict[str, Any], out: Path, message: str) -> str:
-    from controller.record.unclosed import sentence  # noqa: PLC0415
-
-    dose, position = summary["spot_dose_error_pct"], summary["spot_position_error_mm"]
-    times = summary["time_s"]
-    lines = [
-        f"{summary['outcome']}: {summary['spots_delivered']} of {summary['spots_planned']} spots, "
-        f"{_figure(summary['mu_primary'], '.2f')} of {_figure(summary['mu_planned'], '.2f')} MU "
-        f"(second monitor {_figure(summary['mu_secondary'], '.2f')})",
-        f"spot dose error   mean {_figure(dose['mean'], '+.3f')} %, sd {_figure(dose['sd'], '.3f')} %, "
-        f"p95 {_figure(dose['p95'], '.3f')} %",
-        f"spot position     p95 {_figure(position['p95'], '.3f')} mm, max {_figure(position['max'], '.3f')} mm",
-        f"time              {times['total']:.1f} s, beam on {times['beam_on']:.1f} s",
-    ]
-    if "truth" in summary and summary["truth"]["spot_dose_error_pct"]["mean"] is not None:
-        truth = summary["truth"]
-        lines.append(
-            f"against the plant mean {truth['spot_dose_error_pct']['mean']:+.3f} %, sd "
-            f"{truth['spot_dose_error_pct']['sd']:.3f} %; position p95 {truth['spot_position_error_mm']['p95']:.3f} mm"
-        )
-    lines += [f"trip              {trip['id']} at {trip['at_s']:.3f} s" for trip in summary["trips"]]
-    lines += [sentence(part) for part in summary.get("unclosed", [])]
-    if message:
-        lines.append(message)
-    lines.append(f"record            {out}")
-    return "\n".join(lines)
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return resume(options)
 
 
 def _simulate(options: argparse.Namespace) -> int:
@@ -355,9 +240,9 @@ def _report(options: argparse.Namespace) -> int:
 
     summary = rebuild(options.directory)
     if options.json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _say(_summary_text(summary, options.directory, ""))
+        say(summary_text(summary, options.directory, ""))
     return 0
 
 
@@ -368,12 +253,12 @@ def _verify(options: argparse.Namespace) -> int:
         raise BadInput(f"{options.directory}: no such directory")
     problems = verify_directory(options.directory)
     if options.json:
-        _print_json({"whole": not problems, "problems": problems})
+        print_json({"whole": not problems, "problems": problems})
     else:
         whole = (
             f"{options.directory}: journal, log, record and report are whole and untouched (run.json is not covered)"
         )
-        _say("\n".join(problems) if problems else whole)
+        say("\n".join(problems) if problems else whole)
     return 3 if problems else 0
 
 
@@ -382,9 +267,9 @@ def _replay(options: argparse.Namespace) -> int:
 
     result = replay(options.directory)
     if options.json:
-        _print_json(result)
+        print_json(result)
     else:
-        _say(format_replay(result))
+        say(format_replay(result))
     return 0 if result["agrees"] else 3
 
 
@@ -393,9 +278,9 @@ def _registers(options: argparse.Namespace) -> int:
 
     site = load_site(options.site)
     if options.json:
-        _print_json(registers(site))
+        print_json(registers(site))
     else:
-        _say(format_registers(site))
+        say(format_registers(site))
     return 0
 
 
@@ -415,7 +300,7 @@ def _bench(options: argparse.Namespace) -> int:
 
     result = run(options.name, quick=options.quick, seconds=options.seconds)
     if options.json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         print(result.to_text())
     return 0
@@ -427,11 +312,11 @@ def _interlocks(options: argparse.Namespace) -> int:
     from interlocks.conditions import matrix  # noqa: PLC0415
 
     if options.json:
-        _print_json({"conditions": [asdict(c) for c in matrix().values()]})
+        print_json({"conditions": [asdict(c) for c in matrix().values()]})
     else:
         for c in matrix().values():
-            _say(f"{c.id:<22} {c.where:<14} {c.action:<7} {c.budget_ms:>7g} ms  {c.cause}")
-            _say(f"{'':<22} limit: {c.limit}; reset by {c.reset}; {c.hint}")
+            say(f"{c.id:<22} {c.where:<14} {c.action:<7} {c.budget_ms:>7g} ms  {c.cause}")
+            say(f"{'':<22} limit: {c.limit}; reset by {c.reset}; {c.hint}")
     return 0
 
 

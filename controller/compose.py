@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,9 +200,12 @@ class RunPlaces:
 class VirtualWorld:
     """A `drivers.wires.virtual_loop.World` around one simulated room and the controller's real-time path."""
 
-    def __init__(self, site: Site, seed: int) -> None:
+    def __init__(self, site: Site, seed: int, *, state: Path | None = None) -> None:
+        """`state`: what an earlier room of this kind retained (`save`); None: a new room."""
         self.site = site
         self.room = Room(site, seed, streams_changed=self._streams_changed)
+        if state is not None:
+            self.room.restore(state)
         self.monitor = Monitor()
         self.path: MonitorPath | None = None
         self._tape = Tape()
@@ -281,6 +285,10 @@ class VirtualWorld:
     def follow(self, run: Run) -> None:
         """From now on, faults are placed by the plan that this run delivers, in whichever part of it."""
         self.room.player.plan = RunPlaces(run)
+
+    def save(self, path: Path) -> None:
+        """Keep what the room's devices retain over a loss of power, for a later part of the treatment."""
+        self.room.save(path)
 
     def truth(self, programs: list[list[LayerProgram]], delivered: NDArray[Any]) -> dict[str, Any] | None:
         """Errors against what really happened in the plant."""

@@ -242,14 +242,18 @@ class _Replay:
 
     def _same_plan(self, site: Site, found: FieldLimits) -> None:
         """The recorded limits of a field against those that the journal's programs give, to the bit."""
-        layers = {p.head["layer_index"]: p for p in self.part.programs if p.head["field_index"] == found.field}
+        layers = {
+            (p.head["layer_index"], int(p.visits["visit"][0])): p
+            for p in self.part.programs
+            if p.head["field_index"] == found.field and len(p.visits)
+        }
         programs = [LayerProgram(**p.head, visits=p.visits) for _, p in sorted(layers.items())]
         name = self.part.header["plan"]["fields"][found.field]["machine_name"]
         machine = site.treatment_machines.get(name or next(iter(site.trip98_machine.values()), ""))
         if machine is None or not programs:
             return
         path = MonitorPath(site, Monitor())
-        path.load_field(machine, programs)
+        path.load_field(machine, programs, _field_limits(self.part, found.field))
         recorded = np.frombuffer(found.plan, PLAN)
         for program in programs:
             for visit in program.visits["visit"]:
@@ -341,3 +345,12 @@ class _Replay:
         if not head["complete"]:
             self.result.notes.append(f"{self.path}: recording stopped early, compared up to there: {head['why']}")
         return bool(head["complete"])
+
+
+def _field_limits(part: Part, field: int) -> tuple[float, float] | None:
+    """What was left of the field's limits when a resumed part loaded it; None: an earlier part gave nothing."""
+    for event in reversed(part.events):
+        if event["event"] == "counters" and event["phase"] == "field" and event["field"] == field:
+            left = event.get("limits")
+            return None if left is None else (float(left[0]), float(left[1]))
+    return None

@@ -224,6 +224,6 @@ def _note_conditions(out: Path, conditions: dict[str, object]) -> None:
 
 def _write_truth(order: Order, run: Run, truth_path: Path) -> None:
     with read_journal(order.out / "journal.bin") as journal:
-        truth = truth_figures(read_truths(truth_path), 1 << 20, run.programs, journal.visits)
+        truth = truth_figures(read_truths(truth_path), 1 << 20, run.planned, journal.visits)
     if truth is not None:
         (order.out / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -22,14 +22,27 @@ from controller.record.frame_recorder import FrameRecorder
 from controller.record.journal_reader import read_journal
 from controller.session import Order, Outcome, deliver
 from controller.telemetry_sinks import LatestSink
+from drivers.errors import Refused
 from drivers.wires.virtual_loop import run_virtual
+
+STATE = "room-state.npz"
 
 
 def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> Outcome:
-    """Deliver; writes the journal and truth.json. Ctrl-C and SIGTERM abort the treatment in order."""
+    """Deliver; writes the journal and truth.json. Ctrl-C and SIGTERM abort the treatment in order.
+
+    The room's retained counters and rings outlive the process in `room-state.npz`, for a later part.
+    """
     scenario = () if faults is None else load_scenario(faults)
-    world = VirtualWorld(order.site, order.seed)
-    numbers = random.Random(f"{order.seed}|{order.site.name}")
+    state = order.out / STATE
+    if order.part > 1 and not state.exists():
+        raise Refused(
+            f"{state}: missing: the simulated room was in the process that delivered, and died with it, counters and "
+            "all; in virtual time the same plan, site and seed give the same treatment again"
+        )
+    world = VirtualWorld(order.site, order.seed, state=state if order.part > 1 else None)
+    again = "" if order.part == 1 else f"|{order.part}"  # a later part's nonces are its own
+    numbers = random.Random(f"{order.seed}|{order.site.name}{again}")
     displays: list[Display] = []
     handlers: dict[int, Any] = {}
 
@@ -77,8 +90,9 @@ def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> O
         outcome, run = run_virtual(_closing(main, displays), world, seed=order.seed, tcp=tcp, serial=serial)
     if faults is not None:
         write_played(order.out / FAULTS, world.played)
+    world.save(state)
     with read_journal(order.out / "journal.bin") as journal:
-        truth = world.truth([list(programs) for programs in run.programs], journal.visits)
+        truth = world.truth([list(programs) for programs in run.planned], journal.visits)
     if truth is not None and order.site.all_simulated:
         (order.out / "truth.json").write_text(json.dumps(truth, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return outcome

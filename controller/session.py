@@ -21,6 +21,7 @@ from typing import Any
 
 from controller.clock import now_ns
 from controller.commands import Commands
+from controller.delivery.decision import Decision
 from controller.delivery.devices import open_devices
 from controller.delivery.integrity import Sources
 from controller.delivery.run import Run
@@ -29,6 +30,8 @@ from controller.dose.path import MonitorPath
 from controller.guard_start import guard_of
 from controller.plan.check import CheckReport
 from controller.plan.loaded import LoadedPlan
+from controller.record.account import utc
+from controller.record.carried import Carried
 from controller.record.disk import THE_DISK, Disk
 from controller.record.identity import write_identity
 from controller.record.journal import JournalWriter
@@ -58,6 +61,17 @@ class Order:
     """Text and sha256 of the fault scenario that is played."""
     frames_bytes: int = 0
     """Bound on the recording of raw frames; 0: they are not recorded."""
+    carried: Carried | None = None
+    """What earlier parts left; None: this is the first part."""
+    decision: Decision | None = None
+    """A physicist's decision of a dispute."""
+    epoch: datetime | None = None
+    """UTC of 0 ns, where the caller knows better: a later part in virtual time."""
+
+    @property
+    def part(self) -> int:
+        """Number of the part, from 1."""
+        return 1 if self.carried is None else self.carried.parts + 1
 
 
 def make_directory(out: Path) -> None:
@@ -72,6 +86,8 @@ def make_directory(out: Path) -> None:
 
 def epoch(order: Order, plan_sha256: str) -> datetime:
     """UTC of 0 ns: virtual runs derive it from what they are, so that the same run gives the same bytes."""
+    if order.epoch is not None:
+        return order.epoch
     if order.clock == "virtual":
         what = f"{plan_sha256}|{site_sha256(order.site)}|{order.seed}"
         seconds = int.from_bytes(hashlib.sha256(what.encode()).digest()[:4], "big") % (20 * 365 * 86400)
@@ -99,7 +115,7 @@ def header(order: Order, loaded: LoadedPlan) -> dict[str, Any]:
         "site": site,
         "site_sha256": site_sha256(order.site),
         "operator": order.operator,
-        "part": 1,
+        "part": order.part,
         "simulated": any(d.kind == "simulated" for _, d in order.site.devices.items()),
         "patient": loaded.patient.pseudonym(),
         "fraction_group": loaded.plan.fraction_group,
@@ -107,24 +123,28 @@ def header(order: Order, loaded: LoadedPlan) -> dict[str, Any]:
 
 
 def write_run(order: Order) -> None:
-    """run.json: what may differ between two runs that are otherwise the same."""
+    """run.json (run-2.json of the second part): what may differ between two runs that are otherwise the same."""
     run = {
         "host": platform.node(),
         "python": sys.version.split()[0],
         "packages": {name: version(name) for name in ("numpy", "numba", "pydicom", "pymodbus", "aiomqtt")},
         "started": datetime.now(UTC).isoformat(),
-        "plan": str(order.plan),
+        "plan": str(order.plan.absolute()),
+        "site": order.site_name,
         "pid": os.getpid(),
     }
     if order.scenario is not None:
         run["fault_scenario"] = dict(order.scenario)
-    (order.out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    name = "run.json" if order.part == 1 else f"run-{order.part}.json"
+    (order.out / name).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
 def sources_of(order: Order, loaded: LoadedPlan, run: Run) -> Sources:
     """What a delivery was made from, to be compared again at every arm."""
     maps = tuple(getattr(run.devices, name).map for name in DEVICE_NAMES)
-    return Sources(order.plan, loaded.plan.file_sha256, order.site, order.site_name, maps)
+    # a later part delivers the journal's copy; a file that is still there must not have been changed all the same
+    plan = order.plan if order.carried is None or order.plan.exists() else None
+    return Sources(plan, loaded.plan.file_sha256, order.site, order.site_name, maps)
 
 
 @dataclass
@@ -135,6 +155,24 @@ class Outcome:
     """completed, interrupted or refused"""
     message: str = ""
     exit_status: int = 0
+
+
+def begin_part(
+    order: Order, loaded: LoadedPlan, journal: JournalWriter, path: MonitorPath, telemetry: TelemetrySink
+) -> Run:
+    """Write the part's HEADER; returns the run that `Treatment` takes."""
+    if order.carried is None:
+        write_identity(order.out / "identity.dcm", loaded.patient)
+    written = header(order, loaded)
+    journal.header(now_ns(), written)
+    run = Run(order.site, loaded.plan, open_devices(order.site), path, journal, telemetry)
+    run.part, run.carried, run.decision = order.part, order.carried, order.decision
+    run.epoch = utc(written, 0)
+    run.sources = sources_of(order, loaded, run)
+    run.approved = True  # the check let it pass
+    if journal.cut is not None:
+        run.event("warning", text=f"cut before this part: {journal.cut}")
+    return run
 
 
 async def deliver(
@@ -158,11 +196,7 @@ async def deliver(
     commands = Commands(order.site)
     commands.report = report
     with JournalWriter(order.out / "journal.bin", disk) as journal:
-        write_identity(order.out / "identity.dcm", loaded.patient)
-        journal.header(now_ns(), header(order, loaded))
-        run = Run(order.site, loaded.plan, open_devices(order.site), path, journal, telemetry)
-        run.sources = sources_of(order, loaded, run)
-        run.approved = True  # the check let it pass, above
+        run = begin_part(order, loaded, journal, path, telemetry)
         if nonce is not None:
             run.nonce = nonce
         async with AsyncExitStack() as room, Treatment(run, key) as treatment:

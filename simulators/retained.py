@@ -8,21 +8,38 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drivers.errors import BadInput
-from simulators.plant.state import RING, Plant
+from simulators.plant.state import MAX_VISITS, RING, TRUTH, Plant
 
-FORMAT = 1
+FORMAT = 2
 _ACKNOWLEDGED = ("results_ack", "latches_1_ack", "latches_2_ack")
 _RINGS = ("results", "latches_1", "latches_2")
 _BITS_OF_A_COUNT = 24
 
 
-def save_retained(plant: Plant, site_name: str, path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What else the file holds: for figures against the plant's truth over several parts of a treatment."""
+
+    truths: list[NDArray[Any]]
+    """One array a field begun, of `MAX_VISITS` rows."""
+    completed: int
+    """Last completed visit of the last field."""
+
+
+def save_retained(
+    plant: Plant, site_name: str, path: Path, *, truths: Sequence[NDArray[Any]] = (), completed: int = 0
+) -> None:
     """Write counters and unacknowledged ring rows; may be called while the plant runs. Raises OSError."""
+    shown = {f"truth_{n}": _used(truth) for n, truth in enumerate(truths)}
     state = plant.state
     results = int(state["results"])
     acknowledged = [int(state[name]) for name in _ACKNOWLEDGED]
@@ -43,20 +60,27 @@ def save_retained(plant: Plant, site_name: str, path: Path) -> None:
                 acknowledged=np.array(acknowledged, np.int64),
                 first=np.int64(first),
                 written=np.int64(results),
+                completed=np.int64(completed),
                 **rings,
+                **shown,
             )
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
 
 
-def restore_retained(plant: Plant, site_name: str, path: Path) -> bool:
-    """Put what was kept into a plant that does not run yet; False where there is no file.
+def _used(truth: NDArray[Any]) -> NDArray[Any]:
+    used = np.flatnonzero(truth["units"])
+    return truth[: used[-1] + 1 if len(used) else 0]
+
+
+def restore_retained(plant: Plant, site_name: str, path: Path) -> Kept | None:
+    """Put what was kept into a plant that does not run yet; None where there is no file.
 
     Raises `BadInput` for a file that is damaged or another site's.
     """
     if not path.exists():
-        return False
+        return None
     try:
         with path.open("rb") as stored, np.load(stored, allow_pickle=False) as kept:
             if int(kept["format"]) != FORMAT:
@@ -66,6 +90,10 @@ def restore_retained(plant: Plant, site_name: str, path: Path) -> bool:
             first, results = int(kept["first"]), int(kept["written"])
             rings = {name: kept[f"ring_{name}"] for name in _RINGS}
             counts, acknowledged = kept["counts"], kept["acknowledged"]
+            shown = [kept[f"truth_{n}"] for n in range(sum(name.startswith("truth_") for name in kept.files))]
+            completed = int(kept["completed"])
+            if any(truth.dtype != TRUTH or len(truth) > MAX_VISITS for truth in shown):
+                raise ValueError("truths of another layout")
             at = np.arange(first, results) % RING
             if not 0 <= results - first <= RING or counts.shape != (2,) or acknowledged.shape != (3,):
                 raise ValueError("counters that cannot be")
@@ -84,4 +112,7 @@ def restore_retained(plant: Plant, site_name: str, path: Path) -> bool:
         state[name] = value
     for number, value in zip((1, 2), counts, strict=True):
         state[f"retained_{number}"] = state[f"frame_counts_{number}"] = value
-    return True
+    truths = [np.zeros(MAX_VISITS, TRUTH) for _ in shown]
+    for truth, found in zip(truths, shown, strict=True):
+        truth[: len(found)] = found
+    return Kept(truths, completed)

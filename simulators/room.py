@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ from simulators.devices.servers import serve_ascii, serve_modbus_rtu, serve_modb
 from simulators.fault_player import FaultPlayer
 from simulators.faults import Fault
 from simulators.plant.build import build_plant
-from simulators.plant.state import TRUTH, Plant
+from simulators.plant.engine import RESULT_STOPPED
+from simulators.plant.state import RING, TRUTH, Plant
+from simulators.retained import restore_retained, save_retained
 from sites.schema import Device, Site
 
 StreamsChanged = Callable[[int, int, Destination], None]
@@ -52,6 +55,8 @@ class Room:
         self.woken = asyncio.Event()
         """Set when the visit that the player waits for runs; on the real clock it polls."""
         self.player = FaultPlayer(self)
+        self._completed = 0
+        self._looked = 0
         self.wires: list[ServedWire] = []
         """The wires that are served, with what has happened on them."""
         machines = site.treatment_machines.values()
@@ -103,15 +108,44 @@ class Room:
         return DeviceIdentity(device.device_id, boot_nonce=int(self.plant.state["nonce_1"]))
 
     def _layer_armed(self, first_visit: int) -> None:
-        """A layer was armed; with visit 1 a field begins: what the one before got is kept, and forgotten by the plant.
+        """A layer was armed: is it a new field? Its visits are then not beyond those that were completed last.
 
-        A part that begins in the middle of a field begins with another visit.
+        What the field before got is kept, and forgotten by the plant. A field that is resumed goes on where it was, so
+        that what all its parts gave adds up.
         """
-        if first_visit == 1 and self.plant.truth["units"].any():
+        self._look_at_rings()
+        if first_visit <= self._completed:
             self._truths.append(self.plant.truth.copy())
             self.plant.truth[:] = np.zeros(1, TRUTH)
+            self._completed = 0
         if self.begun_ns is None:
             self.begun_ns = self.now_ns()
+
+    def _look_at_rings(self) -> None:
+        """Note the last completed visit of the present field."""
+        results = int(self.plant.state["results"])
+        at = np.arange(max(self._looked, results - RING), results) % RING
+        rows = self.plant.results[at]
+        done = rows["visit"][(rows["flags"] & RESULT_STOPPED) == 0]
+        self._completed = max(self._completed, int(done.max()) if len(done) else 0)
+        self._looked = results
+
+    def save(self, path: Path) -> None:
+        """Write what outlives a loss of power, and what was really delivered so far. Raises OSError."""
+        self._look_at_rings()
+        save_retained(self.plant, self.site.name, path, truths=self.truths(), completed=self._completed)
+
+    def restore(self, path: Path) -> bool:
+        """Before the room runs: take over what `save` wrote; False where there is no file. Raises `BadInput`."""
+        kept = restore_retained(self.plant, self.site.name, path)
+        if kept is None:
+            return False
+        self._completed = kept.completed
+        self._looked = int(self.plant.state["results"])
+        if kept.truths:
+            *self._truths, last = kept.truths
+            self.plant.truth[:] = last
+        return True
 
     def truths(self) -> list[NDArray[Any]]:
         """True particles (2^-20 ion) and position sums per visit id, an array a field begun; the last one lives."""

@@ -25,7 +25,6 @@ from drivers.errors import BadInput, Refused, SpotwiseError
 from drivers.wires.realtime import RealtimeWishes
 from simulators.faults import Fault, load_faults
 from simulators.realtime import RoomThread
-from simulators.retained import restore_retained, save_retained
 from simulators.room import Room
 from simulators.truth_file import write_truths
 from sites.loader import load_site, site_from_config
@@ -60,7 +59,7 @@ async def serve_room(
     logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what it finds, our own errors say
     room = Room(site, seed, boot=secrets.token_hex(8))
     if state_path is not None:
-        restore_retained(room.plant, site.name, state_path)
+        room.restore(state_path)
     end = asyncio.Event()
     try:
         with _signals(end), RoomThread(room, wishes) as thread:
@@ -108,7 +107,7 @@ async def _keep_state(end: asyncio.Event, room: Room, path: Path) -> None:
 
 def _save(room: Room, path: Path) -> None:
     try:
-        save_retained(room.plant, room.site.name, path)
+        room.save(path)
     except OSError as error:
         log.warning("%s: retained registers not written: %s", path, error)
 

@@ -163,7 +163,7 @@ def run_delivery(
     with read_journal(directory / "journal.bin") as journal:
         delivery.visits = journal.visits.copy()
         delivery.events = tuple(e for part in journal.parts for e in part.events)
-        delivery.truth = world.truth(list(delivery.run.programs), journal.visits) or {}
+        delivery.truth = world.truth(list(delivery.run.planned), journal.visits) or {}
     if delivery.truth:
         (directory / "truth.json").write_text(json.dumps(delivery.truth, sort_keys=True), encoding="utf-8")
     delivery.summary = rebuild(directory)

@@ -56,6 +56,10 @@ class Ledger:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.counters = Counters()
+        self.settled = True
+        """Everything that the rings held is booked, and the retained counters agree with it."""
+        self.disputed = False
+        """Frames and rings did not agree: a later part looks at both anew."""
         self._measured: dict[int, NDArray[Any]] = {}
         self._unwritten: list[tuple[int, NDArray[Any]]] = []
         self._two_gap = TwoGap()
@@ -77,11 +81,16 @@ class Ledger:
         return came
 
     async def begin_field(self) -> None:
-        """Note the retained counters before the field's first count."""
+        """Note the retained counters before the field's first count, in the journal and on the disk."""
         deadline = Deadline.after(READ_S, "retained counters")
         one = await self.run.devices.electrometer_1.status(deadline)
         two = await self.run.devices.electrometer_2.status(deadline)
         self.counters = Counters(one.counts, two.counts, begun_ns=now_ns())
+        self.settled = False
+        limits = self.run.field_limits[self.run.tally.field_index]
+        self._write_counters("field", one.counts, two.counts, {} if limits is None else {"limits": list(limits)})
+        # on the disk before the first count: after a crash it is known what the counters counted from
+        await self.run.journal.sync()
         self._measured.clear()
         self._unwritten.clear()
         self._two_gap = TwoGap()
@@ -111,11 +120,27 @@ class Ledger:
         self._refine(visits, program)
         run.journal.visits(visits)
         run.rings_read = first + count
+        assert self._last is not None
+        self._write_counters("layer", self._last[1], self._last[2])
+        # the rings forget what is acknowledged: it must be on the disk before
+        await run.journal.sync()
         await devices.scan_controller.acknowledge(run.rings_read, deadline)
         await devices.electrometer_1.acknowledge(run.rings_read, deadline)
         await devices.electrometer_2.acknowledge(run.rings_read, deadline)
         self._publish(program, visits)
         return count
+
+    def _write_counters(self, phase: str, counts_1: int, counts_2: int, more: dict[str, Any] | None = None) -> None:
+        run = self.run
+        run.event(
+            "counters",
+            phase=phase,
+            field=run.tally.field_index,
+            rows=run.rings_read,
+            counts_1=counts_1,
+            counts_2=counts_2,
+            **(more or {}),
+        )
 
     async def _wait_measured(self, visits: list[int]) -> None:
         """The path publishes a visit with the frame after its end: give it that long, no longer."""
@@ -162,6 +187,7 @@ class Ledger:
         ends_1, ends_2 = counts_1.astype(np.int64), counts_2.astype(np.int64)
         measured = Measured.take_from(self._measured, numbers)
         for at in measured.disputes(ends_1, ends_2):
+            self.disputed = True
             row = measured.rows[at]
             shown, latched = (int(row["counts_1"]), int(row["counts_2"])), (int(ends_1[at]), int(ends_2[at]))
             self.run.trip(
@@ -259,16 +285,22 @@ class Ledger:
     async def reconcile(self, field_index: int, limit_s: float = READ_S) -> None:
         """Retained counters against what was booked; the difference is the counts between visits, written down.
 
-        More of them than the pedestal and the field's tolerance explain are a dispute.
+        More of them than the pedestal and the field's tolerance explain are a dispute. Where they agree and the rings
+        hold no more rows, the field is settled.
         """
         judge_two_gap(self.run, field_index, self._two_gap)
         deadline = Deadline.after(limit_s, "retained counters")
+        retained = [0, 0]
+        engine = await self.run.devices.scan_controller.status(deadline)
+        agree = engine.visit == 0 and engine.results == self.run.rings_read
         for number in (1, 2):
             device = self.run.devices.electrometer_1 if number == 1 else self.run.devices.electrometer_2
             status = await device.status(deadline)
             start = self.counters.retained_1 if number == 1 else self.counters.retained_2
             booked = self.counters.booked_1 if number == 1 else self.counters.booked_2
             delivered = status.counts - start
+            retained[number - 1] = status.counts
+            agree = agree and status.results == self.run.rings_read
             self.run.event(
                 "reconcile",
                 field=field_index,
@@ -282,7 +314,11 @@ class Ledger:
             pedestal_per_ns = int(state[f"quiet_counts_{number}"]) / max(1, int(state[f"quiet_ns_{number}"]))
             unexplained = delivered - booked - pedestal_per_ns * (now_ns() - self.counters.begun_ns)
             limit = tolerances.field_dose * booked + tolerances.field_dose_counts
+            agree = agree and abs(unexplained) <= limit
             if not self.run.latch.tripped and not abs(unexplained) <= limit:
                 self.run.trip(
                     "COUNTS_DISPUTED", value=unexplained, limit=limit, detail=f"electrometer_{number}, between visits"
                 )
+        if agree and not self.disputed:
+            self.settled = True
+            self._write_counters("end", retained[0], retained[1])

@@ -108,4 +108,3 @@ async def _account(run: Run, ledger: Ledger, program: LayerProgram) -> None:
         # the engine said "layer done": a layer that is not whole must not pass for one
         layer = f"visits of layer {program.layer_index + 1} in the rings"
         run.trip("COUNTS_DISPUTED", value=float(booked), limit=float(len(program.visits)), detail=layer)
-    await run.journal.sync()

@@ -23,7 +23,8 @@ from sites.schema import Site
 class Sources:
     """Where a delivery came from."""
 
-    plan: Path
+    plan: Path | None
+    """None: a later part, whose plan is the journal's copy, and the file is gone."""
     plan_file_sha256: str
     """Of the file's bytes when it was checked."""
     site: Site
@@ -38,6 +39,8 @@ def what_changed(sources: Sources) -> tuple[str, ...]:
 
 
 def _plan(sources: Sources) -> Iterable[str]:
+    if sources.plan is None:
+        return
     try:
         data = read_bytes(sources.plan, MAX_FILE_BYTES)
     except BadInput as error:

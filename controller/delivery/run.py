@@ -6,9 +6,11 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from controller.clock import now_ns
+from controller.delivery.decision import Decision
 from controller.delivery.devices import RoomDevices
 from controller.delivery.guard import GuardLink
 from controller.delivery.integrity import Sources
@@ -17,6 +19,7 @@ from controller.dose.path import MonitorPath
 from controller.machine.dosimetry import Corrections
 from controller.machine.program import LayerProgram
 from controller.plan.model import Plan
+from controller.record.carried import Carried
 from controller.record.journal import JournalWriter
 from controller.telemetry_sinks import TelemetrySink
 from drivers.contracts import Identity
@@ -57,9 +60,15 @@ class Run:
     path: MonitorPath
     journal: JournalWriter
     telemetry: TelemetrySink
+    epoch: datetime = datetime(2000, 1, 1, tzinfo=UTC)
+    """UTC of 0 ns."""
     part: int = 1
     sources: Sources | None = None
     """What plan, site and register maps were checked; None: nobody said, and nothing is armed."""
+    carried: Carried | None = None
+    """What the parts before left; None: this is the first."""
+    decision: Decision | None = None
+    """A physicist's decision of a dispute between journal and hardware."""
     state: State = State.CHECKED
     latch: Latch = field(default_factory=Latch)
     expected: Expected = field(default_factory=Expected)
@@ -75,7 +84,12 @@ class Run:
     self_tests: dict[str, int] = field(default_factory=dict)
     """Device: boot nonce in which its self-test passed."""
     corrections: Corrections | None = None
+    planned: list[tuple[LayerProgram, ...]] = field(default_factory=list)
+    """Per field, all layers, in this part's counts."""
     programs: list[tuple[LayerProgram, ...]] = field(default_factory=list)
+    """Per field, what this part is to deliver of them."""
+    field_limits: list[tuple[float, float] | None] = field(default_factory=list)
+    """Per field, counts that both monitors may still count; None: nothing was given before, so the field's whole."""
     arm_token: int = 0
     rings_read: int = 0
     """Rows of the three result rings that are in the journal."""

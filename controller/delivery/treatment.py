@@ -8,14 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from controller.clock import now_ns
 from controller.delivery.account import Ledger
 from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
 from controller.delivery.integrity import what_changed
+from controller.delivery.programs import build_programs
+from controller.delivery.reconcile import bring_to_rest, reconcile
 from controller.delivery.run import Run
 from controller.delivery.setup import agree_with_guard, check_set_ups, set_up
 from controller.delivery.standing import AlreadyTripped, require_arming
@@ -26,9 +31,10 @@ from controller.delivery.watch import Watch
 from controller.doctor.qualification import demand_qualification
 from controller.dose.path import RingOverrun
 from controller.machine.dosimetry import measured_corrections
-from controller.machine.field_program import build_field, treatment_machine
+from controller.machine.field_program import treatment_machine
 from controller.machine.program import LayerProgram
 from controller.record.journal import JournalDiskError
+from controller.record.schema import VISIT_DTYPE
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError, LinkLost, Refused, Stopped
 from interlocks.slow import judge
@@ -48,7 +54,8 @@ class Treatment:
         self._key = key
         self._group = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
-        self._next_field = 0
+        self._fields = list(range(len(run.plan.fields)))
+        """Indexes of the fields that are not yet done."""
         self._connected = False
         self._stopping = False
         self._busy = ""
@@ -71,8 +78,12 @@ class Treatment:
 
     @property
     def fields_left(self) -> int:
-        """Fields not yet begun."""
-        return len(self.run.plan.fields) - self._next_field
+        """Fields not yet done."""
+        return len(self._fields)
+
+    @property
+    def _next_field(self) -> int:
+        return self._fields[0]
 
     async def prepare(self) -> None:
         """Connect, identify, self-test, freeze corrections, open the session, build the programs.
@@ -113,11 +124,14 @@ class Treatment:
                 map_sha256=identity.map_sha256,
                 boot_nonce=str(identity.boot_nonce),
             )
-        await self._self_tests(deadline)
+        await bring_to_rest(run)
         await self._freeze_corrections(deadline)
-        assert run.corrections is not None
-        for index, field in enumerate(run.plan.fields):
-            run.programs.append(build_field(site, field, index, run.corrections))
+        visits = np.zeros(0, VISIT_DTYPE)
+        if run.carried is not None:
+            visits = await reconcile(run, run.carried, self._utc(), run.decision)
+        await self._self_tests(deadline)
+        build_programs(run, visits)
+        self._fields = [i for i in self._fields if run.carried is None or any(len(p.visits) for p in run.programs[i])]
         run.tally.spots_total = sum(len(p.visits) for programs in run.programs for p in programs)
         run.tally.meterset_planned = sum(f.meterset for f in run.plan.fields)
         await step_gate(run)
@@ -128,15 +142,28 @@ class Treatment:
         frames = site.streams.frames
         for device in (run.devices.electrometer_1, run.devices.electrometer_2, run.devices.scan_controller):
             await device.stream_to(frames.host, frames.port, 0, deadline)
-        run.rings_read = (await run.devices.scan_controller.status(deadline)).results
+        rings = await run.devices.scan_controller.status(deadline)
+        run.rings_read = rings.results
+        if rings.acknowledged < rings.results:
+            rows = f"rows {rings.acknowledged} to {rings.results - 1}"
+            run.event("warning", text=f"the rings hold {rows} that nobody acknowledged: another treatment was cut off")
         self._tasks = self.watch.start(self._group)
         await self.watch.ready(deadline)
+
+    def _utc(self) -> datetime:
+        return self.run.epoch + timedelta(microseconds=now_ns() // 1000)
 
     async def _self_tests(self, deadline: Deadline) -> None:
         for device in (self.run.devices.electrometer_1, self.run.devices.electrometer_2):
             status = await device.status(deadline)
-            if status.tripped:
-                raise Refused(f"{device.name}: its backup limit is tripped; a physicist resets it")
+            if status.tripped and self.run.decision is not None:
+                await device.reset_trip(deadline)
+                self.run.event("warning", text=f"{device.name}: backup trip reset by {self.run.decision.operator}")
+            elif status.tripped:
+                raise Refused(
+                    f"{device.name}: its backup limit is tripped; a physicist resets it (spotwise resume DIR "
+                    "--accept-dispute --operator NAME --reason TEXT does it, too)"
+                )
             if status.self_test != SELF_TEST_PASSED:
                 await device.self_test(deadline)
             self.run.self_tests[device.name] = self.run.identities[device.name].boot_nonce
@@ -175,7 +202,8 @@ class Treatment:
         run = self.run
         self._verify_sources()
         await set_up(run, index)
-        run.path.load_field(treatment_machine(run.site, run.plan.fields[index]), run.programs[index])
+        machine = treatment_machine(run.site, run.plan.fields[index])
+        run.path.load_field(machine, run.programs[index], run.field_limits[index])
         await self.ledger.begin_field()
         self.watch.begin_field()
         require_arming(run)
@@ -207,7 +235,7 @@ class Treatment:
         await self._or_stop(self._close_field(index), "end of field", programs)
         while run.state is State.INTERRUPTED:  # a pause that came too late to hold anything still wants its resume
             await self._or_stop(self._wait_resumed(), "pause", programs)
-        self._next_field += 1
+        self._fields.pop(0)
         run.go(Event.COMPLETE if self.fields_left == 0 else Event.FIELD_DONE)
 
     async def _close_field(self, index: int) -> None:
@@ -401,6 +429,7 @@ class Treatment:
                 "visits": run.tally.visits_done,
                 "counts_1": self.ledger.counters.booked_1,
                 "counts_2": self.ledger.counters.booked_2,
+                "settled": self.ledger.settled,
             },
         )
         await run.journal.sync()

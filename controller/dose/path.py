@@ -18,7 +18,7 @@ from controller.machine.program import LayerProgram
 from drivers.errors import Refused, SpotwiseError
 from drivers.wires.frames import FRAME_NS, STRIP_UNITS_PER_COUNT
 from interlocks.numbers import COMMANDED
-from sites.schema import Site, TreatmentMachine
+from sites.schema import Site, Tolerances, TreatmentMachine
 
 LEASE_INTERLOCKS = 0
 LEASE_DELIVERY = 1
@@ -115,8 +115,17 @@ class MonitorPath:
         control["key_0"], control["key_1"] = np.frombuffer(key, "<u8")
         control["session"] = session
 
-    def load_field(self, machine: TreatmentMachine, programs: Sequence[LayerProgram]) -> None:
-        """Put a field's visits and limits into the memory; its sums start at zero."""
+    def load_field(
+        self,
+        machine: TreatmentMachine,
+        programs: Sequence[LayerProgram],
+        field_limits: tuple[float, float] | None = None,
+    ) -> None:
+        """Put a field's visits and limits into the memory; its sums start at zero.
+
+        `field_limits`: counts that both monitors may still count in this field, where an earlier part delivered some
+        of it; None: what the programs want and the site's tolerance.
+        """
         total = sum(len(p.visits) for p in programs)
         if total >= MAX_VISITS:
             raise Refused(f"a field of {total} visits; the real-time path holds {MAX_VISITS - 1}")
@@ -153,8 +162,9 @@ class MonitorPath:
             counts_1 += float(v["preset_counts"].sum())
             counts_2 += float(v["expected_counts_2"].sum())
         limits = self.monitor.limits
-        limits["field_counts_1"] = counts_1 * (1 + t.field_dose) + t.field_dose_counts
-        limits["field_counts_2"] = counts_2 * (1 + t.field_dose) + t.field_dose_counts
+        if field_limits is None:
+            field_limits = whole_field_limits(counts_1, counts_2, t)
+        limits["field_counts_1"], limits["field_counts_2"] = field_limits
         distance = strips.distance_mm
         limits["strip_scale_x"] = (machine.vsad_x_mm - distance) / machine.vsad_x_mm
         limits["strip_scale_y"] = (machine.vsad_y_mm - distance) / machine.vsad_y_mm
@@ -242,6 +252,12 @@ class MonitorPath:
         """Log rows since the last call (a copy). Raises `RingOverrun`."""
         rows, self._rows_read = _take(self.monitor.rows, int(self.monitor.state["rows"]), self._rows_read, ROW_RING)
         return rows
+
+
+def whole_field_limits(counts_1: float, counts_2: float, tolerances: Tolerances) -> tuple[float, float]:
+    """Counts at which a field of so many counts is stopped, on both monitors: the whole field, all parts together."""
+    share, floor = 1 + tolerances.field_dose, tolerances.field_dose_counts
+    return counts_1 * share + floor, counts_2 * share + floor
 
 
 def _take(ring: NDArray[Any], written: int, read: int, size: int) -> tuple[NDArray[Any], int]:

@@ -56,13 +56,43 @@ def build_layer(
     Raises `LayerRefused` where the machine cannot deliver the layer.
     """
     layer = field.layers[layer_index]
-    where = f"beam {field.number}, layer {layer_index}"
-    optics = optics or Optics(site, machine)
     energy = match_energy(site, machine, layer.energy_mev_u)
     if energy is None:
+        where = f"beam {field.number}, layer {layer_index}"
         raise LayerRefused("ENERGY_UNAVAILABLE", where, describe_missing_energy(site, machine, layer.energy_mev_u))
-    per_meterset = particles_per_meterset(machine, field.unit, energy)
-    visits = _visits(layer, per_meterset, first_visit)
+    visits = _visits(layer, particles_per_meterset(machine, field.unit, energy), first_visit)
+    return program_of(
+        site,
+        machine,
+        field,
+        visits,
+        field_index=field_index,
+        layer_index=layer_index,
+        energy_mev_u=energy,
+        corrections=corrections,
+        optics=optics or Optics(site, machine),
+    )
+
+
+def program_of(
+    site: Site,
+    machine: TreatmentMachine,
+    field: PlanField,
+    visits: NDArray[np.void],
+    *,
+    field_index: int,
+    layer_index: int,
+    energy_mev_u: float,
+    corrections: Corrections,
+    optics: Optics,
+) -> LayerProgram:
+    """Program of some visits of a layer, which it fills in: all of the layer's, or what an earlier part left of them.
+
+    `visits`: id, painting, spot, position, meterset and particles are given. Raises `LayerRefused`.
+    """
+    layer = field.layers[layer_index]
+    where = f"beam {field.number}, layer {layer_index}"
+    energy = energy_mev_u
     _mark_beam_off(site, visits)
 
     particles = visits["particles"]
@@ -210,8 +240,11 @@ def _position_limits(site: Site, layer: Layer, visits: NDArray[np.void], sigma_m
     """Distance (mm, at isocentre) from the planned position beyond which delivery stops."""
     tolerances = site.tolerances
     widest = max(tolerances.position_mm, tolerances.position_sigma * sigma_mm)
-    once = len(visits) // layer.paintings
-    x_mm, y_mm = visits["x_mm"][:once], visits["y_mm"][:once]
+    wanted = np.asarray(layer.meterset, dtype=np.float64) > 0.0
+    x_mm = np.asarray(layer.x_mm, dtype=np.float64)[wanted]
+    y_mm = np.asarray(layer.y_mm, dtype=np.float64)[wanted]
+    limits: Floats = np.zeros(len(wanted))
     neighbour = nearest_neighbour_mm(x_mm, y_mm, widest / tolerances.position_spacing)
-    limits = np.maximum(np.minimum(widest, tolerances.position_spacing * neighbour), POSITION_LIMIT_FLOOR_MM)
-    return np.tile(limits, layer.paintings)
+    limits[wanted] = np.maximum(np.minimum(widest, tolerances.position_spacing * neighbour), POSITION_LIMIT_FLOOR_MM)
+    of_visits: Floats = limits[visits["spot"]]
+    return of_visits

@@ -116,6 +116,11 @@ def check_plan(
         return CheckReport(path.name, site.name, "unreadable", error.findings, None, (), None)
     except UnsupportedPlan as error:
         return CheckReport(path.name, site.name, "refused", error.findings, None, (), None)
+    return check_loaded(loaded, path.name, site, allow_unapproved=allow_unapproved)
+
+
+def check_loaded(loaded: LoadedPlan, name: str, site: Site, *, allow_unapproved: bool) -> CheckReport:
+    """Check a plan that was read already; `name`: of its file, for messages."""
     plan = loaded.plan
     problems, times = find_problems(site, plan, allow_unapproved=allow_unapproved)
     findings = _severest_first((*problems, *loaded.findings))
@@ -123,7 +128,7 @@ def check_plan(
     complete = len(times) == len(plan.fields)
     totals: list[float | None] = [time.total_s for time in times] if complete else [None] * len(plan.fields)
     return CheckReport(
-        file=path.name,
+        file=name,
         site=site.name,
         outcome="refused" if refused else "deliverable",
         findings=findings,

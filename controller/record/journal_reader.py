@@ -114,21 +114,26 @@ class Part:
 
     @cached_property
     def visits(self) -> NDArray[np.void]:
-        """All delivered visits, `VISIT_DTYPE`.
+        """All visits that this part delivered, `VISIT_DTYPE`, whoever booked them; each once, as booked last.
 
-        Of a part that was never closed also those that only the frames showed; see `seen_only`.
+        Of a part that nobody ever closed also those that only the frames showed; see `seen_only`.
         """
-        booked = self.table_of(RecordType.VISITS)
+        booked = self._journal.booked
+        booked = booked[booked["part"] == self.number]
         return booked if len(self.seen_only) == 0 else np.concatenate([booked, self.seen_only])
 
     @cached_property
     def seen_only(self) -> NDArray[np.void]:
         """Visits that the frames showed before the run ended without closing the part, and that nobody booked since."""
-        if self.end is not None:
+        if self.settled:
             return np.zeros(0, VISIT_DTYPE)
         seen = self.table_of(RecordType.SEEN)
-        booked = np.concatenate([_keys(part.table_of(RecordType.VISITS)) for part in self._journal.parts])
-        return seen[~np.isin(_keys(seen), booked)]
+        return seen[~np.isin(_keys(seen), _keys(self._journal.booked))]
+
+    @property
+    def settled(self) -> bool:
+        """Closed by its END record, or by a later part that reconciled it with the hardware."""
+        return self.end is not None or self.number <= self._journal.settled_until
 
     def table_of(self, kind: RecordType) -> NDArray[np.void]:
         """All rows of the records VISITS or SEEN."""
@@ -195,6 +200,26 @@ class Journal:
         if not self.parts:
             raise BadInput(f"{self.path}: no HEADER record: nothing was recorded before the run ended")
         return self.parts[0].header
+
+    @cached_property
+    def booked(self) -> NDArray[np.void]:
+        """Rows of all VISITS records; of those with the same part, field and visit the last one."""
+        rows = np.concatenate([np.zeros(0, VISIT_DTYPE), *(_owned(p) for p in self.parts)])
+        last = len(rows) - 1 - np.unique(_keys(rows)[::-1], return_index=True)[1]
+        return rows if len(last) == len(rows) else rows[np.sort(last)]
+
+    @cached_property
+    def settled_until(self) -> int:
+        """Number of the last part that a later one reconciled with counters and rings; 0: none."""
+        return max(
+            (
+                int(event["part"])
+                for part in self.parts[1:]
+                for event in part.events
+                if event["event"] == "reconciliation" and event["verdict"] != "dispute"
+            ),
+            default=0,
+        )
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -266,6 +291,16 @@ def _of_version_1(rows: NDArray[np.void]) -> NDArray[np.void]:
     for name in ADDED_IN_2:
         visits[name] = np.nan
     return visits
+
+
+def _owned(part: Part) -> NDArray[np.void]:
+    """Rows of a part's VISITS records; those that name no part are its own."""
+    rows = part.table_of(RecordType.VISITS)
+    nobody = rows["part"] == 0
+    if nobody.any():
+        rows = rows.copy()
+        rows["part"][nobody] = part.number
+    return rows
 
 
 def _keys(visits: NDArray[np.void]) -> NDArray[np.int64]:

@@ -14,10 +14,14 @@ Record types of `journal.bin` and their payloads (all JSON is canonical: sorted 
 * ROWS    `ROW_DTYPE` rows: the 200-us log.
 * END     JSON: the totals that close a part; absent after a crash.
 
+VISITS name their part: a later part books what the rings still held of one that died, and those rows belong to the
+part that delivered them. Of rows with the same part, field and visit the last one written counts.
+
 Header keys that readers rely on: `epoch` is ISO 8601 text in UTC ("2026-03-02T09:00:00Z"; microseconds allowed),
 `part` counts from 1, `plan` is `dataclasses.asdict(Plan)`, `site` is `Site.model_dump(mode="json")`, `simulated` is
 true where any device is simulated, `fault_scenario` (only where one was played) holds its text and sha256. END may
-carry `outcome` ("completed", "interrupted", "defect").
+carry `outcome` ("completed", "interrupted", "refused", "defect") and `settled`: everything that the rings held is
+booked and the counters agree with it.
 In "setup" events `quantity` is the attribute's name in the device's status (`drivers.contracts`): `angle_deg` of
 the gantry, `vertical_mm` to `roll_deg` of the couch, `snout_code`, `snout_mm`, `range_shifter_code` and
 `ripple_filter_code` of the nozzle. A "command" named "pause" or "abort" before the end of a part says that the
@@ -91,7 +95,14 @@ QUALITY_NO_POSITION = 1
 QUALITY_SATURATED = 2
 QUALITY_FRAMES_LOST = 4
 QUALITY_FROM_FRAMES = 16
-"""The result rings could not be read: booked from the counts that the frames showed."""
+"""The result rings could not be read: booked from the counts that the frames showed; rows booked later replace it."""
+QUALITY_FROM_RINGS = 32
+"""Booked by a later part from the result rings: what was not in the journal when the controller died. Late charge is
+the site's model of it; the pedestal within the visit is not subtracted."""
+QUALITY_FROM_COUNTER = 64
+"""Booked by a physicist's decision from a retained counter that no ring explains."""
+QUALITY_FORGONE = 128
+"""No beam: the rest of an interrupted visit, smaller than the machine can give."""
 QUALITY_SPLIT = 8
 """Delivered in more than one stretch of beam (spill end, hold)."""
 QUALITY_STRIP_BAD = 32
@@ -155,6 +166,12 @@ EVENTS = {
     "rate_max_per_s, visits",
     "permit": "permission begins or ends: phase, arm_token",
     "guard": "what the guard says: phase (agreed: it reads the plan as we do)",
+    "counters": "retained counters and ring position: phase (field: before its first count | layer: after its rows "
+    "were booked, counts as latched | end: after the field), field, rows, counts_1, counts_2, limits (field, in a "
+    "resumed part: counts that both monitors may still count)",
+    "reconciliation": "a resumed part compared journal, counters and rings: see docs/resume.md",
+    "forgone": "the rest of an interrupted visit that no intensity can give: field, layer, visit, spot, particles, "
+    "meterset, reason",
     "reconcile": "counters against rings against journal: field, device, retained, ring, journal",
     "warning": "something worth a look that did not stop anything: text",
 }

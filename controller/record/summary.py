@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.record.account import SOURCE_CURRENTS, SOURCE_STRIPS, FieldAccount, LayerAccount, account
-from controller.record.journal_reader import Journal
+from controller.record.account import SOURCE_CURRENTS, SOURCE_STRIPS, FieldAccount, LayerAccount, account, utc
+from controller.record.journal_reader import Journal, Part
+from controller.record.schema import QUALITY_FORGONE
 from controller.record.timing import Timing, timing
 from controller.record.unclosed import unclosed
 
@@ -58,7 +59,7 @@ def summarise(
         "files": {},
     }
     if len(journal.parts) > 1:
-        summary["parts"] = len(journal.parts)
+        summary["parts"] = [part_summary(part) for part in journal.parts]
     if truth is not None:
         summary["truth"] = truth
     if gates := [e for part in journal.parts for e in part.events if e["event"] == "step_gate"]:
@@ -68,6 +69,23 @@ def summarise(
     if missing := unclosed(journal):
         summary["unclosed"] = missing
     return summary
+
+
+def part_summary(part: Part) -> dict[str, Any]:
+    """One part of a resumed treatment: when, what it delivered, how it ended, and what it found before it began."""
+    visits = part.visits
+    found = [event for event in part.events if event["event"] == "reconciliation"]
+    return {
+        "part": part.number,
+        "begun": utc(part.header, part.records[0].t_ns).isoformat(timespec="seconds"),
+        "outcome": str((part.end or {}).get("outcome", "not closed")),
+        "visits": int(np.count_nonzero((visits["quality"] & QUALITY_FORGONE) == 0)),
+        "counts_1": int(visits["counts_1"].sum()),
+        "counts_2": int(visits["counts_2"].sum()),
+        "forgone": int(np.count_nonzero(visits["quality"] & QUALITY_FORGONE)),
+        "trips": [event["id"] for event in part.events if event["event"] == "trip"],
+        "reconciliation": {k: v for k, v in found[-1].items() if k not in ("event", "t_ns")} if found else None,
+    }
 
 
 def outcome(journal: Journal, fields: list[FieldAccount]) -> str:

@@ -18,13 +18,13 @@ FLUSH_S = 0.1
 
 
 def unclosed(journal: Journal) -> list[dict[str, Any]]:
-    """One entry for each part without an END record.
+    """One entry for each part without an END record that no later part reconciled.
 
     `part`; `written_until_s`, from the part's beginning; `visits_from_frames`, in the record by the frames alone;
     `counts_1`, `counts_2`: in the log after the last visit of the record, in no visit; `not_written_s`: the longest
     time of beam after the journal's end, by the journal's own delay and the chain's time-out.
     """
-    return [_part(part) for part in journal.parts if part.end is None]
+    return [_part(part) for part in journal.parts if not part.settled]
 
 
 def _part(part: Part) -> dict[str, Any]:

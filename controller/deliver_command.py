@@ -1,0 +1,200 @@
+"""`spotwise deliver` and `spotwise resume`: from the command line to the last line that says how it ended.
+
+What delivers takes seconds to import, and a plan that is refused does not need it: it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controller.cli_text import print_json, say, summary_text
+from controller.plan.check import CheckReport
+from controller.plan.table import format_report
+from drivers.errors import Refused, SpotwiseError, Stopped
+from sites.loader import load_site, shipped_sites
+from sites.schema import Site
+
+if TYPE_CHECKING:
+    from controller.resume import Interrupted
+    from controller.session import Order
+
+
+def deliver(options: argparse.Namespace, check: Callable[[Site], CheckReport]) -> int:
+    """The main job. `check`: checks the plan of the command line against a site."""
+    site = load_site(options.site)
+    operator, reason = _authority(options, site)
+    report = check(site)
+    if report.outcome != "deliverable":
+        return _not_deliverable(options, report)
+    from controller.session import Order, make_directory  # noqa: PLC0415
+
+    scenario = _scenario(options, site, options.clock)
+    out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    make_directory(out)
+    order = Order(
+        options.plan,
+        site,
+        out,
+        options.seed,
+        options.clock,
+        operator,
+        reason,
+        site_name=_site_name(options.site),
+        scenario=scenario,
+        frames_bytes=round(options.frames_gib * 2**30) if options.record_frames else 0,
+    )
+    return _run(options, order, report)
+
+
+def resume(options: argparse.Namespace) -> int:
+    """The rest of an interrupted treatment, as a new part; a completed one is reported."""
+    from controller.resume import VIRTUAL_PAUSE, open_interrupted  # noqa: PLC0415
+    from controller.session import Order  # noqa: PLC0415
+
+    treatment = open_interrupted(options.directory, options.site, accept_version=options.accept_version)
+    if treatment.finished:
+        return _report_finished(options, treatment)
+    site = treatment.site
+    operator, reason = _authority(options, site)
+    report = treatment.check()
+    if report.outcome != "deliverable":
+        return _not_deliverable(options, report)
+    scenario = _scenario(options, site, treatment.clock)
+    order = Order(
+        treatment.plan_path,
+        site,
+        options.directory,
+        treatment.seed,
+        treatment.clock,
+        operator,
+        reason,
+        site_name=_site_name(options.site or site.name),
+        scenario=scenario,
+        carried=treatment.carried,
+        decision=_decision(options),
+        epoch=treatment.carried.ended + VIRTUAL_PAUSE if treatment.clock == "virtual" else None,
+    )
+    return _run(options, order, report)
+
+
+def _decision(options: argparse.Namespace) -> Any:
+    """A physicist's decision of a dispute. Raises `Refused` without a name and a reason."""
+    from controller.delivery.decision import Decision  # noqa: PLC0415
+
+    if not options.accept_dispute:
+        return None
+    operator, reason = (options.operator or "").strip(), (options.reason or "").strip()
+    if not operator or not reason:
+        raise Refused("--accept-dispute is a physicist's decision: it needs --operator NAME and --reason TEXT")
+    return Decision(operator, reason, options.trust)
+
+
+def _scenario(options: argparse.Namespace, site: Site, clock: str) -> Mapping[str, str] | None:
+    """The fault scenario, for the record. Raises `Refused` where a room with real devices shall be simulated."""
+    if not site.all_simulated and (options.fault is not None or clock == "virtual"):
+        raise Refused("--fault and --clock virtual are for rooms in which every device is simulated")
+    if options.fault is None:
+        return None
+    from controller.compose import load_scenario  # noqa: PLC0415
+
+    # a scenario that cannot be played must not leave a directory (or a part) behind
+    faults = load_scenario(options.fault)
+    faults.check_clock(clock, options.fault)
+    return faults.as_record()
+
+
+def _run(options: argparse.Namespace, order: Order, report: CheckReport) -> int:
+    """Deliver a part, make the files, say how it ended."""
+    from controller.record.faults_played import read_played, sentences  # noqa: PLC0415
+    from controller.record.rebuild import rebuild  # noqa: PLC0415
+    from controller.session import write_run  # noqa: PLC0415
+
+    if order.clock == "virtual":
+        from controller.run_virtual import deliver_virtual as run  # noqa: PLC0415
+    else:
+        from controller.run_real import deliver_real as run  # noqa: PLC0415
+    write_run(order)
+    out = order.out
+    with _terminable():
+        outcome = run(order, report, options.fault)
+        try:
+            summary = rebuild(out)
+        except (SpotwiseError, KeyboardInterrupt) as error:
+            # the delivery is over, and the journal holds it; how it ended must not be lost with the files about it
+            print(f"spotwise: {outcome.status}: {outcome.message or 'delivered'}", file=sys.stderr)
+            why = str(error) or "interrupted"
+            print(f"spotwise: files not finished: {why}; then run spotwise report {out}", file=sys.stderr)
+            return outcome.exit_status or Stopped.exit_status
+    for text in sentences(read_played(out) or ()):
+        print(f"spotwise: {options.fault}: {text}", file=sys.stderr)
+    how = f"go on with        spotwise resume {out}" if outcome.status == "interrupted" else ""
+    if options.json:
+        print_json(summary)
+    elif outcome.status != "refused":
+        say("\n".join(filter(None, (summary_text(summary, out, outcome.message), how))))
+        return outcome.exit_status
+    for line in filter(None, (outcome.message, how)):
+        print(f"spotwise: {line}", file=sys.stderr)
+    return outcome.exit_status
+
+
+def _report_finished(options: argparse.Namespace, treatment: Interrupted) -> int:
+    """Nothing is left to deliver."""
+    from controller.record.rebuild import SUMMARY, rebuild  # noqa: PLC0415
+
+    try:
+        summary = json.loads((treatment.directory / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        summary = rebuild(treatment.directory)
+    if options.json:
+        print_json(summary)
+    else:
+        say(summary_text(summary, treatment.directory, "nothing is left to deliver"))
+    return 0
+
+
+def _site_name(site: str) -> str:
+    """A site's name, or the absolute path of its file: what finds it again from anywhere."""
+    return site if site in shipped_sites() else str(Path(site).absolute())
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM means what SIGINT means; whoever knows better what to do with them takes over meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _authority(options: argparse.Namespace, site: Site) -> tuple[str, str]:
+    if site.all_simulated:
+        return "simulated", "simulated delivery"
+    if not sys.stdin.isatty() or not options.operator or not options.reason:
+        raise Refused(
+            f"site {site.name} has real devices: this needs a terminal, --operator and --reason (got operator "
+            f"{options.operator!r}, reason {options.reason!r})"
+        )
+    if options.operator not in site.operators.names:
+        raise Refused(f"operator {options.operator!r} is not one of this room's: {', '.join(site.operators.names)}")
+    return options.operator, options.reason
+
+
+def _not_deliverable(options: argparse.Namespace, report: CheckReport) -> int:
+    if options.json:
+        print_json({"outcome": report.outcome, "findings": report.to_json()["findings"], "files": {}})
+    print(format_report(report), file=sys.stderr)
+    return report.exit_status

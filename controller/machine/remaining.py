@@ -1,0 +1,156 @@
+"""What is left of a field after earlier parts: the visits that are not complete, the first of them cut to its rest.
+
+Visits keep their ids over all parts, so that "visit 37 of field 2" is one thing everywhere. A part delivers a layer's
+visits in order, hence what is left of a layer is its end, and one visit at most was begun and not finished.
+
+The rest of that visit is given when some intensity of the site can give it by the same rule that every visit obeys
+(`machine.intensity`): together with what follows in the layer where it needs no lower intensity than that, else as a
+program of its own. Where no intensity can, or where the rest is no whole monitor count, it is forgone, and said: no
+spot ever gets more than its plan to make up for it, nor does another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controller.machine.dosimetry import Corrections
+from controller.machine.field_program import treatment_machine
+from controller.machine.intensity import choose_intensity
+from controller.machine.layer_program import program_of
+from controller.machine.optics import Optics
+from controller.machine.program import LayerProgram
+from controller.plan.model import PlanField
+from drivers.errors import Refused
+from sites.schema import Site
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """What the visits of one field got in earlier parts; arrays by visit id (entry 0 is not used)."""
+
+    particles_1: NDArray[np.float64]
+    """By electrometer 1, all parts together."""
+    particles_2: NDArray[np.float64]
+    begun: NDArray[np.bool_]
+    complete: NDArray[np.bool_]
+
+    @classmethod
+    def nothing(cls, visits: int) -> Given:
+        """A field of so many visits that nobody began."""
+        zero, no = np.zeros(visits + 1), np.zeros(visits + 1, np.bool_)
+        return cls(zero, zero.copy(), no, no.copy())
+
+    @property
+    def any(self) -> bool:
+        """Some visit was begun."""
+        return bool(self.begun.any())
+
+
+@dataclass(frozen=True, slots=True)
+class Forgone:
+    """The rest of a visit that no intensity can give."""
+
+    program: LayerProgram
+    """The layer's program, whole."""
+    row: int
+    """Of the visit in it."""
+    particles: float
+    """What it lacks; not above zero where it got more than its plan."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """What is left of a field."""
+
+    programs: tuple[LayerProgram, ...]
+    """In the order of delivery; a layer may appear twice, a finished one not at all."""
+    forgone: tuple[Forgone, ...]
+
+
+def remaining_field(
+    site: Site, field: PlanField, planned: Sequence[LayerProgram], given: Given, corrections: Corrections
+) -> Remaining:
+    """Cut the programs of a whole field to what `given` leaves.
+
+    Raises `Refused` where what was given is no beginning of each layer: visits after the first unfinished one are
+    begun. `planned` must have been built with the same `corrections`.
+    """
+    if not given.any:
+        return Remaining(tuple(planned), ())
+    programs: list[LayerProgram] = []
+    forgone: list[Forgone] = []
+    optics = Optics(site, treatment_machine(site, field))
+    for program in planned:
+        ids = program.visits["visit"]
+        undone = np.flatnonzero(~given.complete[ids])
+        if len(undone) == 0:
+            continue
+        first = int(undone[0])
+        if given.begun[ids[first + 1 :]].any():
+            raise Refused(
+                f"field {field.name}, layer {program.layer_index + 1}: visit {int(ids[first])} is not finished, but "
+                "later ones of its layer were begun; a physicist must look at the journal"
+            )
+        if not given.begun[ids[first]]:
+            rest = program.visits[first:].copy()
+            programs.append(program if first == 0 else _build(site, field, program, rest, corrections, optics))
+            continue
+        lacks = float(program.visits["particles"][first] - given.particles_1[ids[first]])
+        reason = _cannot_be_given(site, program, lacks)
+        after = program.visits[first + 1 :].copy()
+        if reason:
+            forgone.append(Forgone(program, first, lacks, reason))
+            if len(after):
+                programs.append(_build(site, field, program, after, corrections, optics))
+            continue
+        rest = program.visits[first:].copy()
+        rest["meterset"][0] *= lacks / rest["particles"][0]
+        rest["particles"][0] = lacks
+        together = _build(site, field, program, rest, corrections, optics)
+        if len(after) == 0:
+            programs.append(together)
+            continue
+        apart = _build(site, field, program, after, corrections, optics)
+        if together.intensity_level == apart.intensity_level:
+            programs.append(together)
+        else:
+            programs += [_build(site, field, program, rest[:1].copy(), corrections, optics), apart]
+    return Remaining(tuple(programs), tuple(forgone))
+
+
+def _cannot_be_given(site: Site, program: LayerProgram, particles: float) -> str:
+    """Why a rest of so many particles cannot be given; empty where it can."""
+    counts = particles * program.counts_per_particle
+    if counts < 1.0:
+        return f"{counts:.3g} monitor counts are left, less than one"
+    alone = choose_intensity(site, program.ion, program.energy_mev_u, np.array([particles]), np.array([True]))
+    if alone.level is None:
+        return f"{alone.bound.reason}; the lowest intensity is {alone.rate_per_s:.4g}/s"
+    return ""
+
+
+def _build(
+    site: Site,
+    field: PlanField,
+    program: LayerProgram,
+    visits: NDArray[np.void],
+    corrections: Corrections,
+    optics: Optics,
+) -> LayerProgram:
+    visits["flags"] = 0
+    return program_of(
+        site,
+        treatment_machine(site, field),
+        field,
+        visits,
+        field_index=program.field_index,
+        layer_index=program.layer_index,
+        energy_mev_u=program.energy_mev_u,
+        corrections=corrections,
+        optics=optics,
+    )
