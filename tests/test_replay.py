@@ -188,7 +188,7 @@ def test_a_gated_delivery_with_paintings_replays_to_the_bit(tmp_path: Path) -> N
         (fault("plant.leak", value=0.2), "BEAM_WITHOUT_REQUEST"),
         (fault("plant.nonce_1", value=12345), "DEVICE_RESTARTED"),
         (fault("plant.silent_2", value=1), "MONITORS_DISAGREE"),
-        (fault("plant.offset_x_mm", value=3), "SPOT_POSITION"),
+        (fault("plant.offset_x_mm", value=2), "SPOT_POSITION"),
         (fault("plant.emergency_stop", value=1), "CHAIN_OPENED"),
     ],
 )
