@@ -289,9 +289,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
     result = doctor(load_site(options.site), options.out, options.directory)
     if options.json:
-        _print_json(result)
+        print_json(result)
     else:
-        _say(format_doctor(result))
+        say(format_doctor(result))
     return exit_status(result)
 
 
