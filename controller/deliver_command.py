@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace, order: Order, report: CheckReport) -> int:
             why = str(error) or "interrupted"
             print(f"spotwise: files not finished: {why}; then run spotwise report {out}", file=sys.stderr)
             return outcome.exit_status or Stopped.exit_status
-    for text in sentences(read_played(out) or ()):
+    for text in sentences(read_played(out) or ()) if options.fault is not None else ():
         print(f"spotwise: {options.fault}: {text}", file=sys.stderr)
     how = f"go on with        spotwise resume {out}" if outcome.status == "interrupted" else ""
     if options.json:

@@ -93,7 +93,7 @@ def open_interrupted(directory: Path, site: Site | str | None = None, *, accept_
             f"{directory / 'identity.dcm'}: is {patient.pseudonym()}, the treatment is of {header['patient']}: the "
             "file is missing or another patient's"
         )
-    return Interrupted(directory, carried, LoadedPlan(plan, patient, (), plan.file_sha256), room, path)
+    return Interrupted(directory, carried, LoadedPlan(plan, patient, ()), room, path)
 
 
 def _run_json(directory: Path) -> dict[str, Any]:
