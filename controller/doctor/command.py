@@ -86,9 +86,9 @@ def format_doctor(result: dict[str, Any]) -> str:
         unit = f" {item['unit']}" if item["unit"] else ""
         words = f"{figure}{limit}{unit}".strip()
         detail = item["detail"] if not words else f"{words}  ({item['detail']})" if item["detail"] else words
-        lines.append(f"{item['verdict']:<5}{item['name']:<31}{detail}".rstrip())
+        lines.append(f"{item['verdict']:<5}{item['name']:<33}{detail}".rstrip())
         if item["advice"]:
-            lines.append(f"{'':<5}{'':<31}-> {item['advice']}")
+            lines.append(f"{'':<5}{'':<33}-> {item['advice']}")
     answer = {"ok": "fit", "warn": "fit, with warnings", "fail": "NOT fit"}[result["verdict"]]
     lines.append(f"{answer} to deliver today; kept in {result['file']}")
     return "\n".join(lines)
