@@ -214,6 +214,8 @@ class VirtualWorld:
         self._streaming = np.zeros(4, np.int64)
         self._guard = RoomGuardWires(self.room.plant)
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
+        self._state = self.monitor.state  # a view: to look it up anew costs as much as a frame
+        self._frame_end_ns = 0
         plant = self.room.plant
         memories = (plant.memory, self.monitor.memory)
         buffers = (plant.frame_1, plant.frame_2, plant.frame_3, self.monitor.permit)
@@ -233,9 +235,11 @@ class VirtualWorld:
 
     def run_to(self, t_ns: int) -> int:
         """Advance the room; tell the path if something happened."""
+        if t_ns < self._frame_end_ns + FRAME_NS:
+            return t_ns  # no whole frame fits in: nothing happens
         if self._tape.on:
             t_ns = min(t_ns, int(self.room.plant.state["t_ns"]) + RECORDED_NS)
-        state = self.monitor.state
+        state = self._state
         before = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
         reached = advance_world(
             *self._addresses,
