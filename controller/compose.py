@@ -10,6 +10,7 @@ everything else is as on the wire.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,16 +25,20 @@ from controller.dose.memory import MEMORY, Monitor
 from controller.dose.path import MonitorPath
 from controller.dose.reactor import NEWS_FLAGS
 from controller.dose.sender import make_datagram
-from controller.dose.tape import TAPE, Tape, note_control, note_frame, note_silence, turns_done
+from controller.dose.tape import TAPE, Tape, bad_datagrams, note_control, note_frame, note_silence, turns_done
 from controller.machine.program import LayerProgram
+from controller.record.disk import Disk
+from controller.record.journal import JournalWriter
 from controller.record.truth import truth_figures
 from drivers.compiled import array_at, compiled
-from drivers.wires.frames import frame_at, new_buffer, seal
+from drivers.wires.frames import BUFFER_BYTES, frame_at, frame_bytes, new_buffer, seal
 from drivers.wires.latency import WireLatency
+from drivers.wires.virtual_loop import VirtualLoop
 from interlocks.guard_digest import WORDS as DIGEST_WORDS
 from interlocks.guard_digest import take_frame
 from simulators.broker import broker_process as broker_process
-from simulators.faults import Fault
+from simulators.datagram_faults import LINES, DatagramFaults, next_due, passes, put_aside, taken
+from simulators.faults import Action, Fault
 from simulators.faults import load_faults as load_scenario
 from simulators.plant.build import permit_key
 from simulators.plant.chain import receive_permit
@@ -66,6 +71,60 @@ RECORDED_NS = 200_000_000
 
 
 @compiled
+def answer_frame(plant, m, tape, ring, lines, permit_at, address, stream, now_ns):  # type: ignore[no-untyped-def]  # numba types it
+    """A frame arrives that may have come to harm: it is inspected as on the wire; what is decided goes to the chain."""
+    before = bad_datagrams(m)
+    action = handle_frame_at(m, address, frame_bytes(stream), now_ns, False)
+    if tape.on == 1:
+        note_frame(tape, ring, frame_at(address), frame_bytes(stream), now_ns, bad_datagrams(m) == before)
+    send_permit(plant, m, lines, permit_at, action, now_ns)
+
+
+@compiled
+def send_permit(plant, m, lines, permit_at, action, now_ns):  # type: ignore[no-untyped-def]  # numba types it
+    """What was decided goes to the chain, as far as the permits' line lets it."""
+    if action == ACTION_NONE:
+        return
+    permit = frame_at(permit_at)
+    make_datagram(m, permit, action, now_ns)
+    if passes(lines, 0, permit_at, now_ns):
+        receive_permit(plant, permit, PERMIT_BYTES, plant.state.t_ns)
+
+
+@compiled
+def harmed_turn(plant, m, tape, ring, lines, frames_at, permit_at, streams, streaming, now_ns):  # type: ignore[no-untyped-def]  # numba types it
+    """One period in which datagrams may come to harm, or nobody receives them."""
+    deaf = now_ns < lines.deaf_until_ns
+    if not deaf:
+        if tape.on == 1:
+            note_control(tape, ring, m, now_ns)
+        at = next_due(lines, now_ns)
+        while at >= 0:
+            address = lines.data_at + at * BUFFER_BYTES
+            if lines.of[at] == 0:
+                receive_permit(plant, frame_at(address), PERMIT_BYTES, plant.state.t_ns)
+            else:
+                answer_frame(plant, m, tape, ring, lines, permit_at, address, lines.of[at], now_ns)
+            taken(lines, at)
+            at = next_due(lines, now_ns)
+    for k in range(3):
+        if streams >> k & 1 == 0 or streaming[k] == 0:
+            continue
+        address = frames_at[k]
+        seal(frame_at(address), k + 1)
+        if deaf:
+            put_aside(lines, k + 1, address, lines.deaf_until_ns)
+        elif passes(lines, k + 1, address, now_ns):
+            answer_frame(plant, m, tape, ring, lines, permit_at, address, k + 1, now_ns)
+    if not deaf:
+        before = turns_done(m)
+        action = handle_silence(m, now_ns)
+        if tape.on == 1 and (action != ACTION_NONE or turns_done(m) != before):
+            note_silence(tape, ring, now_ns)
+        send_permit(plant, m, lines, permit_at, action, now_ns)
+
+
+@compiled
 def advance_world(  # type: ignore[no-untyped-def]  # numba types it
     plant_at,
     monitor_at,
@@ -79,6 +138,7 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
     tape_at,
     ring,
     guard_digest,
+    lines_at,
 ):
     """Run whole frames until `until_ns`, or until the flags that asyncio watches change or a trip latches.
 
@@ -92,6 +152,7 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
     frame_2 = frame_at(frame_2_at)
     frame_3 = frame_at(frame_3_at)
     permit = frame_at(permit_at)
+    lines = array_at(lines_at, 1, LINES)[0]
     recording = tape.on == 1
     s = plant.state
     flags = m.state.flags_3 & NEWS_FLAGS
@@ -108,7 +169,10 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
                 np.int64(frame_2.u32[9]),
                 frame_2.i64[5],
             )
-        for k in range(3):
+        if lines.on == 1:
+            frames_at = (frame_1_at, frame_2_at, frame_3_at)
+            harmed_turn(plant, m, tape, ring, lines, frames_at, permit_at, streams, streaming, now_ns)
+        for k in range(3 if lines.on == 0 else 0):
             action = ACTION_NONE
             if recording:
                 note_control(tape, ring, m, now_ns)
@@ -180,6 +244,26 @@ class RoomGuardWires:
         return came
 
 
+class FailingDisk(Disk):
+    """A disk that takes nothing from its nth write on (1 is the next one), `count` times (0: ever after)."""
+
+    def __init__(self, nth: int, count: int, errno: int) -> None:
+        self._writes = 0
+        self._nth = nth
+        self._end = nth + count if count else None
+        self._errno = errno
+
+    def write(self, file: int, data: memoryview) -> int:
+        self._writes += 1
+        if self._writes >= self._nth and (self._end is None or self._writes < self._end):
+            raise OSError(self._errno, os.strerror(self._errno))
+        return super().write(file, data)
+
+
+def _repaired(journal: JournalWriter, disk: Disk) -> None:
+    journal.change_disk(disk)
+
+
 class RunPlaces:
     """Where a run is in its plan (`simulators.fault_player.PlanPlaces`)."""
 
@@ -213,6 +297,9 @@ class VirtualWorld:
         self._recorded: Callable[[], None] = lambda: None
         self._streaming = np.zeros(4, np.int64)
         self._guard = RoomGuardWires(self.room.plant)
+        self.lines = DatagramFaults()
+        self._run: Run | None = None
+        self.room.player.outside = self._outside
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
         self._state = self.monitor.state  # a view: to look it up anew costs as much as a frame
         self._frame_end_ns = 0
@@ -249,6 +336,7 @@ class VirtualWorld:
             self._tape_address,
             self._tape.ring,
             self._guard.digest,
+            self.lines.memory.ctypes.data,
         )
         self._recorded()
         plant = self.room.plant.state
@@ -288,11 +376,35 @@ class VirtualWorld:
 
     def follow(self, run: Run) -> None:
         """From now on, faults are placed by the plan that this run delivers, in whichever part of it."""
+        self._run = run
         self.room.player.plan = RunPlaces(run)
 
     def save(self, path: Path) -> None:
         """Keep what the room's devices retain over a loss of power, for a later part of the treatment."""
         self.room.save(path)
+
+    def _outside(self, _fault: Fault, action: Action) -> Callable[[], None] | None:
+        """Faults of what lies between room and controller, and of the controller's host."""
+        given = {key: float(value) for key, value in action.settings.items()}
+        if action.kind in ("frames", "permits"):
+            line = int(action.name or 0)
+            ns = round(given.get("delay_ms", 0.0) * 1e6)
+            left, every = int(given.get("count", 0)) or -1, int(given.get("every", 1))
+            self.lines.begin(line, action.how, left=left, every=every, delay_ns=ns)
+            return lambda: self.lines.end(line)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        if action.how == "disk":
+            assert self._run is not None
+            journal = self._run.journal
+            whole = journal.change_disk(FailingDisk(int(given["nth"]), int(given["count"]), int(given["errno"])))
+            return lambda: _repaired(journal, whole)
+        stall_ns = round(given["ms"] * 1e6)
+        if action.how in ("thread_stalled", "process_stopped"):
+            self.lines.deafen(int(self.room.plant.state["t_ns"]) + self._latency_ns + stall_ns)
+        if action.how in ("loop_stalled", "process_stopped"):
+            loop.block_ns(stall_ns)
+        return None
 
     def truth(self, programs: list[list[LayerProgram]], delivered: NDArray[Any]) -> dict[str, Any] | None:
         """Errors against what really happened in the plant."""

@@ -112,6 +112,11 @@ class JournalWriter:
         """Why the last write to the disk failed, or None."""
         return None if self._fault is None else f"{self.path}: {self._fault.strerror}"
 
+    def change_disk(self, disk: Disk) -> Disk:
+        """From now on write to this disk, under the open descriptor; returns the one before. For disks that fail."""
+        before, self._disk = self._disk, disk
+        return before
+
     def append(self, kind: RecordType, t_ns: int, payload: bytes) -> int:
         """Add a record; returns its sequence number. Raises `JournalError`, `JournalDiskError`; never waits."""
         if kind is not RecordType.ROWS:

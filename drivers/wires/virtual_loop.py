@@ -172,6 +172,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             delay_ns = 1
         return self.call_at_ns(self._now_ns + delay_ns, callback, *args, context=context)
 
+    def block_ns(self, delay_ns: int) -> None:
+        """A callback that keeps the loop for so long: the world goes on, timers and callbacks wait."""
+        until_ns = self._now_ns + delay_ns
+        while self._now_ns < until_ns:
+            self._now_ns = max(self._world.run_to(until_ns), self._now_ns + 1)
+
     async def wait_ns(self, delay_ns: int) -> None:
         """Sleep for a whole number of ns."""
         future = self.create_future()
