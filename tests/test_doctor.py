@@ -45,8 +45,8 @@ from tests.real_rooms import (
     delivery,
     make_room,
     processes_of,
+    run,
     simulators,
-    spotwise,
     until,
     written,
 )
@@ -171,6 +171,12 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert read_qualification(path) is None
 
 
+async def examined(room: RealRoom, *arguments: str) -> Ended:
+    """Run the doctor to its end; the first time on a PC it compiles."""
+    async with run(room, "-m", "controller.cli", "doctor", *arguments) as process:
+        return await process.ended(300)
+
+
 def verdicts(result: dict[str, Any]) -> dict[str, str]:
     return {item["name"]: item["verdict"] for item in result["items"]}
 
@@ -187,7 +193,7 @@ async def test_the_doctor_starts_the_simulated_room_looks_at_everything_and_leav
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     room = make_room(tmp_path, free_port, with_qualification(tmp_path))
-    result = result_of(await spotwise(room, "doctor", "--site", str(room.site_file), "--json"))
+    result = result_of(await examined(room, "--site", str(room.site_file), "--json"))
     assert read_qualification(tmp_path / "qualification.json") == {k: v for k, v in result.items() if k != "file"}
     seen = verdicts(result)
     for name in DEVICE_NAMES:
@@ -224,7 +230,7 @@ async def test_the_doctor_attaches_to_running_simulators_and_says_who_answers_in
     room = make_room(tmp_path, free_port, *edits)
     real = declared_real(room)
     async with simulators(room):
-        ended = await spotwise(room, "doctor", "--site", str(real), "--out", str(tmp_path / "q.json"))
+        ended = await examined(room, "--site", str(real), "--out", str(tmp_path / "q.json"))
         assert ended.status == 3, ended
         assert "the site says real, the device says simulated" in ended.out
         assert f"NOT fit to deliver today; kept in {tmp_path / 'q.json'}" in ended.out
@@ -234,7 +240,7 @@ async def test_the_doctor_attaches_to_running_simulators_and_says_who_answers_in
             if verdict == "fail"
         ]
         assert [name for name in wrong if "identity" in name] == ["gating: identity"]
-    ended = await spotwise(room, "doctor", "--site", str(real), "--out", str(tmp_path / "q.json"))
+    ended = await examined(room, "--site", str(real), "--out", str(tmp_path / "q.json"))
     assert ended.status == 3, ended  # the real one does not answer; nothing is started in its place
     failed = [
         item for item in (read_qualification(tmp_path / "q.json") or {})["items"] if item["name"] == "gating: link"
@@ -245,10 +251,10 @@ async def test_the_doctor_attaches_to_running_simulators_and_says_who_answers_in
 
 async def test_a_bad_site_or_place_is_bad_input(tmp_path: Path, free_port: Callable[[], int]) -> None:
     room = make_room(tmp_path, free_port, with_qualification(tmp_path))
-    missing = await spotwise(room, "doctor", "--site", str(tmp_path / "none.toml"))
+    missing = await examined(room, "--site", str(tmp_path / "none.toml"))
     assert missing.status == 2, missing
     site = str(room.site_file)
-    nowhere = await spotwise(room, "doctor", "--site", site, "--directory", str(tmp_path / "none"), "--json")
+    nowhere = await examined(room, "--site", site, "--directory", str(tmp_path / "none"), "--json")
     assert nowhere.status == 2, nowhere
     assert "give another --directory" in json.loads(nowhere.out)["message"]
 
@@ -328,7 +334,7 @@ async def test_a_room_with_a_real_device_is_made_ready_only_on_a_qualified_pc(
             assert "there is none; run spotwise doctor" in ended.err
             assert not written(tmp_path / "none", CONNECTED)
 
-            result = result_of(await spotwise(room, "doctor", "--site", str(real), "--json"))
+            result = result_of(await examined(room, "--site", str(real), "--json"))
             found = verdicts(result)
             assert {found[f"{name}: identity"] for name in DEVICE_NAMES} == {"ok"}
             stored = read_qualification(kept)
