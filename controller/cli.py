@@ -21,7 +21,7 @@ from drivers.errors import BadInput, SpotwiseError
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
-BENCHES = ("integrator", "reaction", "download", "layers", "simulation")
+BENCHES = ("integrator", "reaction", "download", "step", "layers", "simulation")
 DEFECT = 5
 MOST_GIB = 1 << 20
 OUTCOMES = {2: "unreadable", 3: "refused", 4: "interrupted"}

@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from controller.bench import yardstick_c
+from controller.bench.bluesky_scan import bluesky_version
 from controller.bench.command import PLAIN, run
 from controller.bench.figures import percentiles, ratio, rounded
 from controller.bench.integrator import c_job, chunks, compiled_job
@@ -35,6 +36,7 @@ YARDSTICKS = {
     "integrator": {"c", "numpy"},
     "reaction": {"echo"},
     "download": {"raw", "raw_in_flight"},
+    "step": {"bluesky"},
     "layers": set(),
     "simulation": set(),
 }
@@ -161,6 +163,7 @@ def test_a_quick_run_gives_all_keys(name: str, capsys: pytest.CaptureFixture[str
     )
     assert result["name"] == name
     expected = YARDSTICKS[name] - ({"c"} if shutil.which("cc") is None else set())
+    expected -= {"bluesky"} if bluesky_version() is None else set()
     assert set(result["yardsticks"]) == set(result["ratios"]) == expected
     for row in (result["ours"], *result["yardsticks"].values(), *result["ratios"].values()):
         assert set(row) == PERCENTILES

@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drivers.contracts import MagnetReadback
+from drivers.deadline import Deadline
 from drivers.errors import Stopped
+from drivers.preset_electrometer import Preset
+from drivers.step_engine import StepEngine
 from simulators.plant.state import ENG_RUNNING, ION_UNIT, SUB_DELIVER, SUB_MOVE, SUB_TAIL
 from tests.delivery_rig import EXAMPLES, Delivery, counts_accounted, fault, run_delivery
 
@@ -102,6 +106,48 @@ def test_a_pause_in_any_phase_holds_beam_and_resumes_to_the_same_dose(sub: int, 
     assert delivery.summary["outcome"] == "completed", delivery.summary["trips"]
     assert delivery.truth["spot_dose_error_pct"]["max"] < 1.5
     counts_accounted(delivery, [0, 1])
+
+
+@pytest.mark.parametrize("where", ["between set-points and their proof", "between proof and go", "in mid-spot"])
+def test_a_pc_that_stalls_gives_nothing_beyond_the_preset_of_the_visit_that_runs(where: str, tmp_path: Path) -> None:
+    forever = asyncio.Event()
+    beyond: list[np.ndarray] = []
+
+    async def script(d: Delivery) -> None:
+        engine = d.run.devices.scan_controller
+        assert isinstance(engine, StepEngine)
+        step, readback, plant = engine.electrometer.step, engine.supply.readback, d.plant
+        stalled = asyncio.Event()
+
+        async def stalling_step(go: int, following: Preset | None, deadline: Deadline) -> None:
+            if go == 6 and where == "between proof and go":
+                stalled.set()
+                await forever.wait()
+            await step(go, following, deadline)
+            if go == 5 and where == "in mid-spot":
+                stalled.set()
+                await forever.wait()
+
+        async def stalling_readback(deadline: Deadline) -> MagnetReadback:
+            if plant["eng_visit"] == 6 and plant["eng_sub"] == SUB_MOVE and where.startswith("between set"):
+                stalled.set()
+                await forever.wait()
+            return await readback(deadline)
+
+        engine.electrometer.step = stalling_step  # type: ignore[method-assign]
+        engine.supply.readback = stalling_readback  # type: ignore[method-assign]
+        await stalled.wait()
+        await asyncio.sleep(0.3)  # permits go on all the while, the chain stays closed
+        assert plant["closed"] == 1
+        beyond.append(true_particles(d, 0)[1:].copy())
+        d.commands.abort(OPERATOR, "test")
+
+    stopped = run_delivery(PLAN, SITE, tmp_path / "t", script=script)
+    planned = stopped.run.programs[0][0].visits["particles"]
+    assert np.all(beyond[0][:5] < 1.01 * planned[:5])
+    assert np.all(beyond[0][:5] > 0.99 * planned[:5])
+    assert not beyond[0][5:].any()
+    counts_accounted(stopped, [0])
 
 
 def test_a_magnet_that_does_not_arrive_gets_no_beam(tmp_path: Path) -> None:

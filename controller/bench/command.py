@@ -11,11 +11,13 @@ from controller.bench.integrator import bench_integrator
 from controller.bench.layers import bench_layers
 from controller.bench.reaction import bench_reaction
 from controller.bench.simulation import bench_simulation
+from controller.bench.step import bench_step
 from drivers.errors import BadInput
 
 PLAIN: dict[str, Callable[[bool], BenchResult]] = {
     "integrator": lambda quick: bench_integrator(quick=quick),
     "download": lambda quick: bench_download(quick=quick),
+    "step": lambda quick: bench_step(quick=quick),
     "layers": lambda quick: bench_layers(quick=quick),
     "simulation": lambda quick: bench_simulation(quick=quick),
 }
