@@ -16,8 +16,8 @@ RESOLUTION_A = 0.0005
 """Half a step of the set-point registers."""
 TIMER_S = 0.0012
 """An event loop's timer may come so late: nearer to its time than this, asking is better than sleeping."""
-PATIENCE_S = 0.2
-"""Beyond the time that a move takes by its data sheet."""
+PATIENCE_S = 1.0
+"""Beyond the time that a move takes by its data sheet; beam is off meanwhile, so only time is lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from drivers.contracts import ENGINE_RESULT_DTYPE, EngineStatus, Identity, LayerTable, SpotStatus
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError, DeviceRefused, ReadbackMismatch
-from drivers.magnet_supply import TIMER_S, MagnetSupply, SupplyLimits, arrived
+from drivers.magnet_supply import PATIENCE_S, TIMER_S, MagnetSupply, SupplyLimits, arrived
 from drivers.preset_electrometer import ABORT, HOLD, RESUME, Preset, PresetElectrometer
 from drivers.registers import RegisterMap
 from drivers.scan_controller import ABORTED, ARMED, BANK_ROWS, HELD, IDLE, LAYER_DONE, RUNNING, TRIPPED
@@ -185,7 +185,7 @@ class StepEngine:
 
     async def _go(self, layer: _Layer, row: int, begun_s: float, move_s: float, deadline: Deadline) -> None:
         """Read back the magnets, and only then let a visit go, with the next preset in the same transaction."""
-        late = Deadline(max(deadline.at_s, begun_s + move_s + TRANSACTION_S), deadline.purpose)
+        late = Deadline(max(deadline.at_s, begun_s + move_s + PATIENCE_S + TRANSACTION_S), deadline.purpose)
         there = await self.supply.reach(*layer.place(row), self.limits, begun_s, move_s, late)
         visit = layer.table.first_visit + row
         self._currents[visit] = (there.x_current_a, there.y_current_a)

@@ -184,8 +184,9 @@ class Spot:
         gone = time.monotonic()
         counts = float(table.preset_counts[row])
         expected_s = SURE * counts / self._counts_per_s if self._counts_per_s > 0.0 else 0.0
-        if expected_s > 2 * TIMER_S:
-            time.sleep(gone + expected_s - TIMER_S - time.monotonic())
+        wait_s = gone + expected_s - TIMER_S - time.monotonic()
+        if wait_s > TIMER_S:
+            time.sleep(wait_s)
         while True:
             got = self.registers.read(STATUS)
             if (got["spot_waiting"] and got["spot_visit"] == visit + 1) or got["spot_state"] == LAYER_DONE:
