@@ -98,6 +98,15 @@ def parser() -> argparse.ArgumentParser:
     )
     resume.add_argument("--accept-version", action="store_true", help="begun by another version of Spotwise")
 
+    guard = _command(commands, "guard", _guard, "supervise a delivery of this plan independently, by links of its own")
+    guard.add_argument("--site", required=True, metavar="NAME|FILE")
+    guard.add_argument("plan", type=_path, metavar="PLAN", help="the plan that the controller will deliver")
+    guard.add_argument("--fraction-group", type=int, metavar="N", help="default: the lowest")
+    guard.add_argument("--gantry-deg", type=float, metavar="DEG", help="beam port of a TRiP98 file")
+    guard.add_argument("--state", type=_path, metavar="FILE", help="its memory (default: under $XDG_STATE_HOME)")
+    guard.add_argument("--events", type=_path, metavar="FILE", help="append what happens, a JSON object a line")
+    guard.add_argument("--while-stdin", action="store_true", help="end when standard input does")
+
     simulate = _command(commands, "simulate", _simulate, "serve a site's simulated devices on their addresses")
     simulate.add_argument("--site", required=True, metavar="NAME|FILE")
     simulate.add_argument("--seed", type=_seed, default=0)
@@ -222,6 +231,12 @@ def _resume(options: argparse.Namespace) -> int:
     from controller.deliver_command import resume  # noqa: PLC0415
 
     return resume(options)
+
+
+def _guard(options: argparse.Namespace) -> int:
+    from interlocks.guard_process import run  # noqa: PLC0415
+
+    return run(load_site(options.site), options)
 
 
 def _simulate(options: argparse.Namespace) -> int:

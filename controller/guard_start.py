@@ -1,7 +1,7 @@
 """The guard of a delivery: none where the site wants none, in the room in virtual time, else a process of its own.
 
-One that runs already is used; else one is started, and ended with the delivery. Like the simulators it survives a
-controller that is killed, for ten minutes, so that what it remembers of the field is not lost with it.
+One that runs already is used; else one is started, and ended with the delivery. It ends with a killed controller,
+too, and writes down what was delivered: what it must remember for a later part is in its file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from interlocks.guard_process import default_state
 from sites.loader import effective_config
 from sites.schema import Site, UdpEndpoint
 
+STATE = "guard-state.json"
 MODULE = "interlocks.guard_process"
 ROOT = str(Path(__file__).resolve().parent.parent)
 ANSWER_S = 0.3
 READY_S = 60.0
 STOP_S = 10.0
-ORPHAN_S = 600.0
 
 
 class UdpEnd:
@@ -74,7 +74,7 @@ async def guard_of(
     async with AsyncExitStack() as stack:
         if path.guard_wires is not None:
             wires = path.guard_wires
-            await stack.enter_async_context(_in_this_room(site, key, wires, plan_path, plan))
+            await stack.enter_async_context(_in_this_room(site, key, wires, plan_path, plan, out))
             yield GuardLink(site, key, wires)
             return
         end = UdpEnd(site.guard.link)
@@ -102,18 +102,20 @@ def _gantry_deg(plan: Plan) -> float:
 
 
 @asynccontextmanager
-async def _in_this_room(site: Site, key: bytes, wires: object, plan_path: Path, plan: Plan) -> AsyncIterator[None]:
+async def _in_this_room(
+    site: Site, key: bytes, wires: object, plan_path: Path, plan: Plan, out: Path
+) -> AsyncIterator[None]:
     """The same guard on the virtual clock, among the other coroutines."""
     loop = asyncio.get_running_loop()
-    events: list[tuple[str, dict[str, object]]] = []
     guard = Guard(
         site,
         key,
         plan_path,
         wires,  # type: ignore[arg-type]
-        lambda name, **values: events.append((name, values)),
+        lambda name, **values: None,
         fraction_group=plan.fraction_group,
         gantry_deg=_gantry_deg(plan) if plan.format == "trip98" else None,
+        state=out / STATE,
         wall_ns=lambda: round(loop.time() * 1e9),
     )
     up = asyncio.Event()
@@ -142,9 +144,8 @@ async def _process(site: Site, plan_path: Path, plan: Plan, out_dir: Path) -> As
         "fraction-group": plan.fraction_group,
         "gantry-deg": _gantry_deg(plan) if plan.format == "trip98" else None,
         # simulators keep what they retain in this folder too; real devices keep it for themselves
-        "state": out / "guard-state.json" if site.all_simulated else default_state(site),
+        "state": out / STATE if site.all_simulated else default_state(site),
         "events": out / "guard-events.jsonl",
-        "orphan-s": ORPHAN_S,
     }
     arguments = [f"--{key}={value}" for key, value in given.items() if value is not None]
     file = str(_absolute(plan_path))
@@ -152,8 +153,8 @@ async def _process(site: Site, plan_path: Path, plan: Plan, out_dir: Path) -> As
     paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     with log_path.open("ab") as log_file:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", MODULE, *arguments, "--", file),
-            stdin=asyncio.subprocess.DEVNULL,
+            *(sys.executable, "-P", "-m", MODULE, *arguments, "--while-stdin", "--", file),
+            stdin=asyncio.subprocess.PIPE,  # ends with us, however we end: then the guard ends
             stdout=asyncio.subprocess.PIPE,
             stderr=log_file,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

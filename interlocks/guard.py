@@ -84,6 +84,7 @@ class Guard:
         self._dropped = False
         self._told: Status | None = None
         self._told_ns = 0
+        self._ending = False
 
         def read() -> PlannedDelivery:
             port = site.gantry.default_deg if gantry_deg is None else gantry_deg
@@ -102,20 +103,29 @@ class Guard:
         return open_device(f"guard's {name}", map=device.map, **device.address.model_dump())
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Connect, then supervise until cancelled. `ready` is called once. Raises `Refused` for a wrong device."""
+        """Connect, then supervise until `finish` or cancelled. `ready` is called once. Raises `Refused`."""
         try:
             await self._connect()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._poll_chain(), name="guard: chain")
-                group.create_task(self._poll_electrometer(), name="guard: electrometer 2")
+                polls = [
+                    group.create_task(self._poll_chain(), name="guard: chain"),
+                    group.create_task(self._poll_electrometer(), name="guard: electrometer 2"),
+                ]
                 ready()
-                while True:
+                while not (self._ending and self.supervisor.settled):
                     self.turn()
                     await asyncio.sleep(self.turn_s)
+                for poll in polls:
+                    poll.cancel()
         finally:
             self.supervisor.close(loop_ns())
             await self._electrometer.close()
             await self._chain.close()
+
+    def finish(self) -> None:
+        """End in order: permits cease now, the last charge is still counted."""
+        self._ending = True
+        self.supervisor.finish(loop_ns())
 
     async def _connect(self) -> None:
         deadline = Deadline.after(CONNECT_S, "the guard's links")
@@ -134,6 +144,8 @@ class Guard:
                 self._power_up(identity.boot_nonce, identity.simulated)
         try:
             await self._look_at_air(deadline)
+            assert self.supervisor.air is not None
+            self.supervisor.first_look(self.supervisor.air.counts)
             await self._look_at_chain(deadline)
             await self._electrometer.stream_to(self.rules.frames.host, self.rules.frames.port, 1, deadline)
         except DeviceError as error:
@@ -186,14 +198,14 @@ class Guard:
         self._wires.take_frames()
         asked = False
         for data in self._wires.heard():
-            envelope = decode(data, self._key)
+            envelope = None if self._ending else decode(data, self._key)
             if envelope is not None:
                 supervisor.hear(envelope, now_ns)
                 asked = asked or isinstance(envelope.message, Ask)
         permitted = supervisor.turn(now_ns)
         status = supervisor.status()
         changed = self._told is None or status[0] != self._told[0] or status.condition != self._told.condition
-        if asked or changed or now_ns - self._told_ns >= STATUS_NS:
+        if (asked or changed or now_ns - self._told_ns >= STATUS_NS) and not self._ending:
             # before the drop: the controller must know why when it sees the chain open
             self._sequence += 1
             self._wires.answer(encode(Envelope(supervisor.session, self._sequence, status), self._key))

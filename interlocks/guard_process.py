@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -33,7 +34,9 @@ from sites.schema import Site, UdpEndpoint
 LONGEST_TURN_S = 0.01
 """The kernel's buffer holds some 25 ms of frames."""
 RECEIVE_BUFFER_BYTES = 4 << 20
-LOOK_S = 1.0
+BIND_S = 3.0
+BIND_AGAIN_S = 0.1
+STDIN = 0
 AT_ONCE = 2000
 """Datagrams of a turn; a flood must not keep the guard from judging."""
 
@@ -63,8 +66,6 @@ class UdpWires:
     def __init__(self, site: Site) -> None:
         assert site.guard is not None
         self.digest: list[int] = [0] * WORDS
-        self.heard_s = time.monotonic()
-        """When a controller was heard last."""
         self._frames = self._bound(site.guard.frames, "frames of electrometer 2")
         self._link = self._bound(site.guard.link, "the controller's messages")
         self._permits = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -74,17 +75,22 @@ class UdpWires:
 
     def _bound(self, where: UdpEndpoint, what: str) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-            sock.bind((same_host(where.host), where.port))
-            sock.setblocking(False)
-        except OSError as error:
-            sock.close()
-            raise Refused(
-                f"guard: udp://{where.host}:{where.port}: cannot take {what} there: {error.strerror}; does another "
-                "guard run?"
-            ) from error
-        return sock
+        give_up_s = time.monotonic() + BIND_S
+        while True:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+                sock.bind((same_host(where.host), where.port))
+                sock.setblocking(False)
+                return sock
+            except OSError as error:
+                why = error
+            if why.errno != errno.EADDRINUSE or time.monotonic() >= give_up_s:
+                break
+            time.sleep(BIND_AGAIN_S)  # one that ends counts its last charge
+        sock.close()
+        raise Refused(
+            f"guard: udp://{where.host}:{where.port}: cannot take {what} there: {why.strerror}; does another guard run?"
+        ) from why
 
     def take_frames(self) -> None:
         for _ in range(AT_ONCE):
@@ -108,7 +114,6 @@ class UdpWires:
                 data, self._controller = self._link.recvfrom(MAX_BYTES)
             except (BlockingIOError, ConnectionError):
                 break
-            self.heard_s = time.monotonic()
             came.append(data)
         return came
 
@@ -154,9 +159,9 @@ async def serve_guard(
     gantry_deg: float | None = None,
     state: Path | None = None,
     events: Path | None = None,
-    orphan_s: float | None = None,
+    while_stdin: bool = False,
 ) -> None:
-    """Guard a room until SIGTERM or SIGINT, or until no controller was heard for `orphan_s`.
+    """Guard a room until SIGTERM or SIGINT; `while_stdin`: or until standard input ends, with whoever holds it.
 
     Raises `BadInput` or `Refused`.
     """
@@ -184,14 +189,8 @@ async def serve_guard(
             event("ready", plan=str(plan), turn_ms=guard.turn_s * 1e3, state=str(state))
             print(json.dumps({"ready": True, "site": site.name, "pid": os.getpid()}), flush=True)
 
-        supervising = asyncio.create_task(guard.run(ready), name="guard")
-        with _ending(supervising):
-            while not supervising.done():
-                await asyncio.wait((supervising,), timeout=LOOK_S)
-                if orphan_s is not None and time.monotonic() - wires.heard_s > orphan_s:
-                    supervising.cancel()
-            if not supervising.cancelled():
-                supervising.result()
+        with _ending(guard.finish, while_stdin):
+            await guard.run(ready)
         event("end")
     finally:
         wires.close()
@@ -199,16 +198,26 @@ async def serve_guard(
 
 
 @contextmanager
-def _ending(task: asyncio.Task[None]) -> Iterator[None]:
+def _ending(finish: Callable[[], None], while_stdin: bool) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stdin_has_something() -> None:
+        if not os.read(STDIN, 4096):
+            loop.remove_reader(STDIN)
+            finish()
+
     for number in numbers:
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, finish)
+    if while_stdin:
+        loop.add_reader(STDIN, stdin_has_something)
     try:
         yield
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+        if while_stdin:
+            loop.remove_reader(STDIN)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +228,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gantry-deg", type=float, metavar="DEG", help="beam port of a TRiP98 file")
     parser.add_argument("--state", type=path, metavar="FILE", help="its memory (default: under $XDG_STATE_HOME)")
     parser.add_argument("--events", type=path, metavar="FILE", help="append what happens, a JSON object a line")
-    parser.add_argument("--orphan-s", type=float, metavar="S", help="end when no controller was heard for so long")
+    parser.add_argument("--while-stdin", action="store_true", help="end when standard input does")
 
 
 def run(site: Site, given: argparse.Namespace) -> int:
@@ -232,7 +241,7 @@ def run(site: Site, given: argparse.Namespace) -> int:
             gantry_deg=given.gantry_deg,
             state=given.state or default_state(site),
             events=given.events,
-            orphan_s=given.orphan_s,
+            while_stdin=given.while_stdin,
         )
     )
     return 0

@@ -134,6 +134,9 @@ class Supervisor:
         self._settle_ns: int | None = None
         self._last_field: Armed | None = None
         self._agreed = False
+        self._moved: Finding | None = None
+        self._idle_counts = 0
+        self._idle_t_ns: int | None = None
         permits = site.permits
         self._lease_ns = round(permits.lease_ms * 1e6)
         self._fresh_ns = round(max(permits.frame_age_max_ms, 2e3 * turn_s) * 1e6)
@@ -194,7 +197,7 @@ class Supervisor:
         ):
             if got != wanted:
                 return Finding("GUARD_LIMITS", float(got), float(wanted), what)
-        return self._refuse_room(said.ktp, now_ns) or self._refuse_account(said.part)
+        return self._moved or self._refuse_room(said.ktp, now_ns) or self._refuse_account(said.part)
 
     def _refuse_room(self, ktp: float, now_ns: int) -> Finding | None:
         air = self.air
@@ -307,27 +310,39 @@ class Supervisor:
         if self._remember():
             self._event("armed", field=wish.field, counter=counts, delivered_before=before.counts)
 
-    def _idle(self) -> Finding | None:
-        """The retained counter since it was last seen, and what an earlier guard left open."""
+    def first_look(self, counts: int) -> None:
+        """At the guard's start: the retained counter against what was remembered, over the time that nobody looked.
+
+        What is wrong then is refused, in every session: only somebody who looks at the memory can settle it.
+        """
         memory, tolerances = self.memory, self.site.tolerances
         if memory.counter is None:
-            return None
-        counted = float(self.digest[d.COUNTS] - memory.counter)
-        idle_ns = self._wall_ns() - memory.counter_wall_ns
+            return
+        counted = float(counts - memory.counter)
         opened = memory.open_field
         if opened is None:
+            idle_ns = self._wall_ns() - memory.counter_wall_ns
             found = judge_idle(counted, idle_ns, tolerances.pedestal_counts_per_s, tolerances.field_dose_counts)
         else:  # a guard ended with that field armed: what came since is the field's
             found = judge_left_open(counted, self._most_counts(opened))
         if found is not None and self.simulator_anew:
             self._event("counter_forgotten", counted=counted, why="a simulator was started anew, with another counter")
             memory.open_field = None
-            return None
-        if found is None and opened is not None:
+        elif found is not None:
+            self._moved = found
+        elif opened is not None:
             memory.fields.setdefault(str(opened), Delivered()).counts += counted
             memory.open_field = None
             self._event("recovered", field=opened, counts=counted)
-        return found
+
+    def _idle(self) -> Finding | None:
+        """The retained counter since the guard first saw it, or since the last field, by the device's own time."""
+        if self._idle_t_ns is None:
+            return None
+        counted = float(self.digest[d.COUNTS] - self._idle_counts)
+        idle_ns = int(self.digest[d.T_NS]) - self._idle_t_ns
+        tolerances = self.site.tolerances
+        return judge_idle(counted, idle_ns, tolerances.pedestal_counts_per_s, tolerances.field_dose_counts)
 
     def _most_counts(self, field: int) -> float:
         """More than this no field of the plan can have got, at any kTP that the site allows."""
@@ -364,6 +379,8 @@ class Supervisor:
         """Judge what has come; True where a permit may leave now."""
         if self.digest[d.FRAMES] != self._frames:
             self._frames, self._frame_ns = int(self.digest[d.FRAMES]), now_ns
+            if self._idle_t_ns is None:
+                self._note_idle()
         armed = self.armed
         if armed is None:
             self._settle(now_ns)
@@ -438,8 +455,22 @@ class Supervisor:
         self.memory.fields[str(last.field)] = Delivered(dose.counts, dose.beam_ns, dose.flanks)
         self.memory.open_field = None
         self._last_field = self._settle_ns = None
+        self._note_idle()
         self._remember()
         self._event("closed", field=last.field, counts=dose.counts, beam_s=dose.beam_ns * 1e-9)
+
+    def _note_idle(self) -> None:
+        self._idle_counts, self._idle_t_ns = int(self.digest[d.COUNTS]), int(self.digest[d.T_NS])
+
+    @property
+    def settled(self) -> bool:
+        """No field is armed, and what the last one got is written down."""
+        return self.armed is None and self._last_field is None
+
+    def finish(self, now_ns: int) -> None:
+        """The guard is to end: nothing is permitted any more; `settled` says when what was delivered is known."""
+        self._agreed = False
+        self._disarm(now_ns)
 
     def close(self, now_ns: int) -> None:
         """The guard ends: what was delivered is written down."""

@@ -55,8 +55,12 @@ class RealRoom:
         return {**os.environ, "TMPDIR": str(self.folder), "PYTHONPATH": str(ROOT)}
 
 
-def make_room(folder: Path, free_port: Callable[[], int], *edits: tuple[str, str], snout_mm: float = 515.0) -> RealRoom:
+def make_room(
+    folder: Path, free_port: Callable[[], int], *edits: tuple[str, str], snout_mm: float = 515.0, guard: bool = False
+) -> RealRoom:
     """carbon-fixed on addresses of its own, with short gaps between spills, and without telemetry unless edited in.
+
+    `guard`: the guard's permits are required too; then its stream is not the witness's.
 
     `edits`: pairs of a pattern and its replacement in the site file. `snout_mm`: the snout starts at 520 mm and moves
     at 50 mm/s, which is what a set-up takes.
@@ -72,6 +76,8 @@ def make_room(folder: Path, free_port: Callable[[], int], *edits: tuple[str, str
         (r"(?m)^gap_s = 2.0", "gap_s = 0.3"),
         (r"(?m)^enabled = true", "enabled = false"),
     ]
+    if not guard:
+        changes.append((r'required = \["controller", "guard"\]', 'required = ["controller"]'))
     for pattern, new in (*changes, *edits):
         text, found = re.subn(pattern, new, text)
         assert found, pattern
@@ -306,12 +312,14 @@ def _listener() -> Iterator[socket.socket]:
 
 
 @asynccontextmanager
-async def witness(room: RealRoom) -> AsyncIterator[Witness]:
-    """Have the room's devices stream to a witness as well (slot 1, the guard's)."""
+async def witness(
+    room: RealRoom, names: tuple[str, ...] = ("electrometer_2", "scan_controller")
+) -> AsyncIterator[Witness]:
+    """Have devices stream to a witness as well (slot 1; electrometer 2's is the guard's, where there is one)."""
     with _listener() as listener:
         looking = Witness(listener)
         try:
-            for name in ("electrometer_2", "scan_controller"):
+            for name in names:
                 device = driver(room.site, name)
                 deadline = within(20)
                 await device.connect(deadline)
