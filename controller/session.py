@@ -209,7 +209,11 @@ async def deliver(
             except Refused as error:
                 outcome = Outcome("refused", str(error), error.exit_status)
             else:
-                outcome = await _fields(commands, treatment, order)
+                first = run.latch.first_out  # an abort may have come while the guard started
+                if first is None:
+                    outcome = await _fields(commands, treatment, order)
+                else:
+                    outcome = Outcome("interrupted", first.message(), Stopped.exit_status)
             await treatment.finish(outcome.status)
     return outcome, run
 

@@ -137,6 +137,8 @@ def _layers(beam: Any, scale: float) -> Iterator[PlannedLayer]:
 
 
 def _raster(data: bytes, gantry_deg: float) -> list[PlannedField]:
+    if not data.startswith(b"rstfile"):
+        raise ValueError("neither DICOM nor a raster file")
     lines = iter(data.decode("ascii").splitlines())
     header = dict(line.split(None, 1) for line in _until_particles(lines) if len(line.split(None, 1)) == 2)
     ion = {("1", "1"): "1H", ("12", "6"): "12C"}[header["mass"].strip(), header["charge"].strip()]
@@ -150,6 +152,8 @@ def _raster(data: bytes, gantry_deg: float) -> list[PlannedField]:
         if not all(0.0 <= n < math.inf for n in particles) or not 0.0 < energy < math.inf:
             raise ValueError(f"layer {len(layers)}: energy or particles are no number >= 0")
         layers.append(PlannedLayer(energy, sum(n > 0 for n in particles), math.fsum(particles)))
+    if any(line.strip() for line in lines):
+        raise ValueError("more lines than the declared layers")
     return [PlannedField(1, "", ion, "NP", gantry_deg % 360.0, tuple(layers))]
 
 

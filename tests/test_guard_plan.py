@@ -1,0 +1,170 @@
+"""The guard's own reading of plans, its own numbers, and what it remembers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controller.machine.dosimetry import Corrections, counts_per_particle
+from controller.plan.load import load_plan
+from drivers.errors import BadInput, Refused
+from interlocks import guard_numbers
+from interlocks.guard_numbers import EXTRAPOLATED, expected_fields
+from interlocks.guard_plan import read_plan
+from interlocks.guard_state import Delivered, Memory, StateFile
+from sites.loader import load_site
+from tests.delivery_rig import EXAMPLES
+from tests.make_plan import BeamSpec, LayerSpec, grid, make_plan, write_plan
+
+RASTER = """rstfile 20030630
+sistable 19981218
+patient_id x
+machine# 0
+projectile 12C
+charge 6
+mass 12
+gantryangle 0
+couchangle -90
+stereotacticcoordinates
+bolus 0
+ripplefilter 3 mm RIFI
+#submachines 2
+#particles 0 4000 10000
+submachine# 91 229.76 2 3.7
+#particles 0 3000 6000
+stepsize 2 2
+#points 3
+0 0 3000
+2 0 0
+4 0 3000
+submachine# 90 227.5 2 3.7
+#particles 4000 4000 4000
+stepsize 2 2
+#points 1
+0 0 4000
+"""
+
+
+def agree(path: Path, site_name: str) -> None:
+    """Both readers mean the same, layer by layer."""
+    site = load_site(site_name)
+    theirs = load_plan(path, default_gantry_deg=90.0).plan
+    ours = read_plan(path, fraction_group=None, gantry_deg=90.0)
+    assert (ours.sha256, ours.fraction_group) == (theirs.file_sha256, theirs.fraction_group)
+    assert len(ours.fields) == len(theirs.fields)
+    for mine, field in zip(ours.fields, theirs.fields, strict=True):
+        assert (mine.number, mine.machine, mine.ion, mine.unit) == (
+            field.number,
+            field.machine_name,
+            field.ion,
+            field.unit,
+        )
+        assert mine.gantry_deg == pytest.approx(field.gantry_deg)
+        assert [layer.energy_mev_u for layer in mine.layers] == [layer.energy_mev_u for layer in field.layers]
+        assert [layer.visits for layer in mine.layers] == [
+            sum(m > 0 for m in layer.meterset) * layer.paintings for layer in field.layers
+        ]
+        assert [layer.meterset for layer in mine.layers] == pytest.approx(
+            [sum(layer.meterset) for layer in field.layers]
+        )
+    assert len(expected_fields(site, ours)) == len(ours.fields)
+
+
+@pytest.mark.parametrize("name", ["small_carbon", "demo_carbon_2field", "demo_proton_1field"])
+def test_both_readers_agree_on_the_example_plans(name: str) -> None:
+    agree(EXAMPLES / f"{name}.dcm", "proton-gantry" if "proton" in name else "carbon-fixed")
+
+
+def test_both_readers_agree_on_paintings_and_zero_weights(tmp_path: Path) -> None:
+    beams = [BeamSpec(layers=[LayerSpec(250.0, grid(9)), LayerSpec(240.0, grid(4))])]
+    agree(write_plan(tmp_path / "plan.dcm", make_plan(beams)), "carbon-fixed")
+
+
+def test_both_readers_agree_on_a_raster_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.rst"
+    path.write_text(RASTER, encoding="ascii")
+    agree(path, "carbon-fixed")
+    layers = read_plan(path, fraction_group=None, gantry_deg=450.0).fields[0].layers
+    assert [(layer.visits, layer.meterset) for layer in layers] == [(2, 6000.0), (1, 4000.0)]
+    assert read_plan(path, fraction_group=None, gantry_deg=450.0).fields[0].gantry_deg == 90.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("#points 3", "#points 4"),
+        ("mass 12", "mass 13"),
+        ("2 0 0", "2 0 -1"),
+        ("2 0 0", "2 0 nan"),
+        ("229.76", "-1"),
+        ("stepsize 2 2\n#points 1", "#points 1"),
+        ("#submachines 2", "#submachines 3"),
+        ("#submachines 2", "#submachines 1"),
+    ],
+)
+def test_a_raster_file_that_it_does_not_understand_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "plan.rst"
+    assert old in RASTER
+    path.write_text(RASTER.replace(old, new, 1), encoding="ascii")
+    with pytest.raises(BadInput, match=r"plan\.rst"):
+        read_plan(path, fraction_group=None, gantry_deg=0.0)
+
+
+def test_what_is_no_plan_or_another_group_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.dcm", Path(__file__)):
+        with pytest.raises(BadInput):
+            read_plan(path, fraction_group=None, gantry_deg=0.0)
+    with pytest.raises(BadInput, match="7"):
+        read_plan(EXAMPLES / "small_carbon.dcm", fraction_group=7, gantry_deg=0.0)
+
+
+def test_a_machine_that_the_site_does_not_have_is_refused() -> None:
+    plan = read_plan(EXAMPLES / "demo_proton_1field.dcm", fraction_group=None, gantry_deg=0.0)
+    with pytest.raises(Refused, match="no machine"):
+        expected_fields(load_site("carbon-fixed"), plan)
+
+
+@pytest.mark.parametrize(("site_name", "ion"), [("carbon-fixed", "12C"), ("proton-gantry", "1H")])
+def test_two_physics_agree_where_the_controllers_fit_was_made(site_name: str, ion: str) -> None:
+    site = load_site(site_name)
+    secondary = site.dosimetry.secondary
+    for step in range(200):
+        energy = EXTRAPOLATED[ion] + (step / 199) * ({"1H": 250.0, "12C": 430.0}[ion] - EXTRAPOLATED[ion])
+        for ktp, rate in ((1.0, 0.0), (1.02, 5e7)):
+            theirs = counts_per_particle(
+                secondary, site.dosimetry, ion, energy, corrections=Corrections(ktp, 0.0, 0.0), rate_per_s=rate
+            )
+            own = guard_numbers.counts_per_particle(site, ion, energy) / ktp / guard_numbers.recombination(site, rate)
+            assert own == pytest.approx(theirs, rel=3e-4)
+
+
+def test_its_memory_comes_back_as_it_was(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "deep" / "memory.json")
+    assert file.load() == Memory()
+    memory = Memory(5, 6, 2**63 + 1, 1.01, 0.05, "abc:1", 2, {"0": Delivered(1.5, 7, 3)}, 0)
+    file.save(memory)
+    assert file.load() == memory
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["memory.json"]
+    StateFile(None).save(memory)
+    assert StateFile(None).load() == Memory()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "fields": {"0": {"counts": 1, "moon": 2}}}', "\x00"]
+)
+def test_a_damaged_memory_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "memory.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(BadInput, match=r"memory\.json.*physicist"):
+        StateFile(path).load()
+
+
+def test_a_memory_of_another_shape_is_refused(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "memory.json")
+    file.save(Memory())
+    stored = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
+    (tmp_path / "memory.json").write_text(json.dumps({**stored, "moon": 1}), encoding="utf-8")
+    with pytest.raises(BadInput):
+        file.load()
