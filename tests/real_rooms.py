@@ -76,8 +76,7 @@ def make_room(
         (r"(?m)^gap_s = 2.0", "gap_s = 0.3"),
         (r"(?m)^enabled = true", "enabled = false"),
     ]
-    if not guard:
-        changes.append((r'required = \["controller", "guard"\]', 'required = ["controller"]'))
+    changes.append((r"(?m)^required = .*$", f"required = {json.dumps(['controller', 'guard'][: 1 + guard])}"))
     for pattern, new in (*changes, *edits):
         text, found = re.subn(pattern, new, text)
         assert found, pattern

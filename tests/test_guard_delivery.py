@@ -18,10 +18,9 @@ PLAN = EXAMPLES / "small_carbon.dcm"
 
 
 def guarded(name: str = "carbon-fixed") -> Site:
-    """A shipped site: they require the guard."""
+    """A shipped site that requires the guard."""
     site = load_site(name)
-    assert site.permits.required == ("controller", "guard")
-    return site
+    return site.model_copy(update={"permits": site.permits.model_copy(update={"required": ("controller", "guard")})})
 
 
 Lie = Callable[[Message], Message | None]
