@@ -1,0 +1,76 @@
+"""What the guard remembers over the parts of a treatment, by the program's own commands in virtual time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.cli import main
+from tests.delivery_rig import EXAMPLES, fault
+
+PLAN = EXAMPLES / "small_carbon.dcm"
+
+
+def memory(out: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((out / "guard-state.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def deliver(out: Path, *more: str) -> int:
+    return main(["deliver", str(PLAN), "--site", "carbon-fixed", "--clock", "virtual", "--out", str(out), *more])
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    """A treatment that an emergency stop of half a second has interrupted in its first field."""
+    faults = tmp_path / "faults.toml"
+    faults.write_text(fault("plant.emergency_stop", at="after_visits = 20", value=1, for_s=0.5), encoding="utf-8")
+    assert deliver(tmp_path / "out", "--fault", str(faults)) == 4
+    return tmp_path / "out"
+
+
+def test_counts_of_a_field_add_up_over_its_parts(tmp_path: Path, interrupted: Path) -> None:
+    first = memory(interrupted)
+    assert (first["part"], list(first["fields"])) == (1, ["0"])
+    assert main(["resume", str(interrupted)]) == 0
+    both = memory(interrupted)
+    assert deliver(tmp_path / "whole") == 0
+    whole = memory(tmp_path / "whole")
+    assert both["part"] == 2
+    assert first["fields"]["0"]["counts"] < 0.9 * whole["fields"]["0"]["counts"]
+    for field in ("0", "1"):
+        assert both["fields"][field]["counts"] == pytest.approx(whole["fields"][field]["counts"], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "condition"),
+    [
+        ({"counter": -5000}, "GUARD_RETAINED"),
+        ({"counter": +5000}, "GUARD_RETAINED"),
+        ({"account": "another plan:1"}, "GUARD_RETAINED"),
+        ({"ktp": 0.95}, "GUARD_CORRECTIONS"),
+        ({"counts_per_particle": 0.0560}, "GUARD_CORRECTIONS"),
+    ],
+)
+def test_a_memory_that_does_not_fit_is_refused(
+    interrupted: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], condition: str
+) -> None:
+    stored = memory(interrupted)
+    if "counter" in change:
+        change = {"counter": stored["counter"] + change["counter"]}
+    (interrupted / "guard-state.json").write_text(json.dumps({**stored, **change}), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["resume", str(interrupted)]) == 3
+    assert condition in capsys.readouterr().err
+
+
+def test_a_field_that_has_had_its_dose_gets_no_more(interrupted: Path) -> None:
+    stored = memory(interrupted)
+    stored["fields"]["0"]["counts"] *= 1.5  # it says that almost all was given
+    (interrupted / "guard-state.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert main(["resume", str(interrupted)]) == 4
+    trips = json.loads((interrupted / "summary.json").read_text(encoding="utf-8"))["trips"]
+    assert "GUARD_COUNTS" in [trip["id"] for trip in trips]
