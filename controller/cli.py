@@ -24,6 +24,7 @@ from sites.schema import Site
 BENCHES = ("integrator", "reaction", "download", "step", "layers", "simulation")
 DEFECT = 5
 MOST_GIB = 1 << 20
+LEDGER_HELP = "course ledger, where any device is simulated (default: DIR/ledger.sqlite); a real room has its own"
 OUTCOMES = {2: "unreadable", 3: "refused", 4: "interrupted"}
 """What --json says of an error, by exit status; 5 is a defect."""
 
@@ -76,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
     deliver.add_argument(
         "--frames-gib", type=_gib, default=8.0, metavar="GIB", help="its size, at most (default 8: 45 minutes)"
     )
+    deliver.add_argument("--fraction", type=_fraction, metavar="N", help="of the course (default: the one that is due)")
+    deliver.add_argument("--ledger", type=_path, metavar="FILE", help=LEDGER_HELP)
     deliver.add_argument("--operator", help="who arms and resets; needed where any device is real")
     deliver.add_argument("--reason", help="why; needed where any device is real")
 
@@ -96,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
         default="hardware",
         help="what counts then: the devices' retained counters (default), or the journal",
     )
+    resume.add_argument("--ledger", type=_path, metavar="FILE", help="where the one of the first part is elsewhere now")
     resume.add_argument("--accept-version", action="store_true", help="begun by another version of Spotwise")
 
     guard = _command(commands, "guard", _guard, "supervise a delivery of this plan independently, by links of its own")
@@ -118,6 +122,16 @@ def parser() -> argparse.ArgumentParser:
         commands, "report", _report, "rebuild record and report of a treatment directory from its journal"
     )
     report.add_argument("directory", type=_path, metavar="DIR")
+
+    ledger = _command(commands, "ledger", _ledger, "which fractions of which courses were given, and how much")
+    ledger.add_argument("file", type=_path, metavar="FILE")
+    ledger.add_argument("--csv", type=_path, metavar="DIR", help="write fractions.csv, beams.csv and spots.csv there")
+    ledger.add_argument(
+        "--dicom", type=_path, metavar="DIR", help="copy all DICOM treatment records there, with manifest.json"
+    )
+    ledger.add_argument("--close", metavar="TREATMENT", help="end an open fraction that will not be completed")
+    ledger.add_argument("--operator", help="who closes it")
+    ledger.add_argument("--reason", help="why")
 
     verify = _command(commands, "verify", _verify, "prove a treatment directory whole and untouched")
     verify.add_argument("directory", type=_path, metavar="DIR")
@@ -167,6 +181,13 @@ def _seed(text: str) -> int:
     """A whole number, not negative."""
     if not (text.isascii() and text.isdigit() and len(text) <= 40):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def _fraction(text: str) -> int:
+    """A whole number from 1 to what any course has."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) >= 1 and len(text) <= 4):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a fraction")
     return int(text)
 
 
@@ -250,9 +271,18 @@ def _simulate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ledger(options: argparse.Namespace) -> int:
+    from controller.ledger.command import ledger  # noqa: PLC0415
+
+    return ledger(options)
+
+
 def _report(options: argparse.Namespace) -> int:
+    from controller.ledger.use import book_again  # noqa: PLC0415
     from controller.record.rebuild import rebuild  # noqa: PLC0415
 
+    for problem in book_again(options.directory):
+        print(f"spotwise: not booked: {problem}", file=sys.stderr)
     summary = rebuild(options.directory)
     if options.json:
         print_json(summary)

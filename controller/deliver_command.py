@@ -6,13 +6,15 @@ What delivers takes seconds to import, and a plan that is refused does not need 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +37,14 @@ def deliver(options: argparse.Namespace, check: Callable[[Site], CheckReport]) -
     report = check(site)
     if report.outcome != "deliverable":
         return _not_deliverable(options, report)
+    from controller.ledger.use import candidate, fraction_due, ledger_path  # noqa: PLC0415
     from controller.session import Order, make_directory  # noqa: PLC0415
 
+    assert report.loaded is not None
     scenario = _scenario(options, site, options.clock)
     out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    ledger = ledger_path(site, out, options.ledger)
+    fraction = fraction_due(ledger, candidate(site, report.loaded, options.fraction))
     make_directory(out)
     order = Order(
         options.plan,
@@ -51,16 +57,21 @@ def deliver(options: argparse.Namespace, check: Callable[[Site], CheckReport]) -
         site_name=_site_name(options.site),
         scenario=scenario,
         frames_bytes=round(options.frames_gib * 2**30) if options.record_frames else 0,
+        fraction=fraction,
+        ledger=ledger,
     )
     return _run(options, order, report)
 
 
 def resume(options: argparse.Namespace) -> int:
     """The rest of an interrupted treatment, as a new part; a completed one is reported."""
+    from controller.ledger.use import ledger_named, ledger_path  # noqa: PLC0415
     from controller.resume import VIRTUAL_PAUSE, open_interrupted  # noqa: PLC0415
     from controller.session import Order  # noqa: PLC0415
 
     treatment = open_interrupted(options.directory, options.site, accept_version=options.accept_version)
+    ledger = options.ledger or ledger_named(options.directory)
+    ledger = ledger_path(treatment.site, options.directory, ledger)
     if treatment.finished:
         return _report_finished(options, treatment)
     site = treatment.site
@@ -82,6 +93,8 @@ def resume(options: argparse.Namespace) -> int:
         carried=treatment.carried,
         decision=_decision(options),
         epoch=treatment.carried.ended + VIRTUAL_PAUSE if treatment.clock == "virtual" else None,
+        fraction=treatment.fraction,
+        ledger=ledger,
     )
     return _run(options, order, report)
 
@@ -114,10 +127,12 @@ def _scenario(options: argparse.Namespace, site: Site, clock: str) -> Mapping[st
 
 def _run(options: argparse.Namespace, order: Order, report: CheckReport) -> int:
     """Deliver a part, make the files, say how it ended."""
+    from controller.ledger.use import settle  # noqa: PLC0415
     from controller.record.faults_played import read_played, sentences  # noqa: PLC0415
     from controller.record.rebuild import rebuild  # noqa: PLC0415
     from controller.session import write_run  # noqa: PLC0415
 
+    order = _entered(order, report)
     if order.clock == "virtual":
         from controller.run_virtual import deliver_virtual as run  # noqa: PLC0415
     else:
@@ -125,8 +140,14 @@ def _run(options: argparse.Namespace, order: Order, report: CheckReport) -> int:
     write_run(order)
     out = order.out
     with _terminable():
-        outcome = run(order, report, options.fault)
         try:
+            outcome = run(order, report, options.fault)
+        except (SpotwiseError, KeyboardInterrupt):
+            _forget_unbegun(order, report)
+            raise
+        try:
+            if order.ledger is not None:
+                settle(order.ledger, out, refused=outcome.status == "refused")
             summary = rebuild(out)
         except (SpotwiseError, KeyboardInterrupt) as error:
             # the delivery is over, and the journal holds it; how it ended must not be lost with the files about it
@@ -147,10 +168,43 @@ def _run(options: argparse.Namespace, order: Order, report: CheckReport) -> int:
     return outcome.exit_status
 
 
+def _entered(order: Order, report: CheckReport) -> Order:
+    """Enter the treatment in its ledger. Its name there is its first header's hash, so the epoch is fixed now."""
+    from controller.ledger.use import candidate, enter  # noqa: PLC0415
+    from controller.session import header  # noqa: PLC0415
+
+    loaded, ledger = report.loaded, order.ledger
+    if ledger is None or loaded is None:
+        return order
+    if order.clock == "real" and order.epoch is None:
+        # the loop's clock is the monotonic one: the same moment is its 0 ns
+        now = timedelta(microseconds=time.monotonic_ns() // 1000)
+        order = dataclasses.replace(order, epoch=datetime.now(UTC) - now)
+    first = header(order, loaded) if order.carried is None else order.carried.header
+    enter(ledger, order.out, candidate(order.site, loaded, order.fraction), first)
+    return order
+
+
+def _forget_unbegun(order: Order, report: CheckReport) -> None:
+    """A first part that ended in an error before any field was begun leaves its fraction due."""
+    from controller.ledger.use import withdraw_unbegun  # noqa: PLC0415
+    from controller.session import header  # noqa: PLC0415
+
+    if order.ledger is None or order.carried is not None or report.loaded is None:
+        return
+    try:
+        withdraw_unbegun(order.ledger, order.out, header(order, report.loaded))
+    except SpotwiseError as error:  # the error that is on its way says more
+        print(f"spotwise: {error}", file=sys.stderr)
+
+
 def _report_finished(options: argparse.Namespace, treatment: Interrupted) -> int:
-    """Nothing is left to deliver."""
+    """Nothing is left to deliver; the ledger hears of it, if it has not."""
+    from controller.ledger.use import book_again  # noqa: PLC0415
     from controller.record.rebuild import SUMMARY, rebuild  # noqa: PLC0415
 
+    for problem in book_again(treatment.directory):
+        print(f"spotwise: not booked: {problem}", file=sys.stderr)
     try:
         summary = json.loads((treatment.directory / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -21,6 +21,7 @@ from controller.plan.loaded import LoadedPlan
 from controller.plan.stored import plan_from_header
 from controller.record.carried import Carried, read_carried
 from controller.record.identity import read_identity
+from controller.record.pseudonym import pseudonym_key
 from drivers.errors import BadInput, Refused
 from sites.loader import load_site, site_sha256
 from sites.schema import Site
@@ -49,6 +50,11 @@ class Interrupted:
     def clock(self) -> str:
         """Real or virtual, as the first part ran."""
         return str(self.carried.header["clock"])
+
+    @property
+    def fraction(self) -> int:
+        """Of its course; journals of before there were ledgers do not say."""
+        return int(self.carried.header.get("fraction", 1))
 
     @property
     def finished(self) -> bool:
@@ -88,9 +94,10 @@ def open_interrupted(directory: Path, site: Site | str | None = None, *, accept_
     path = Path(run.get("plan") or "plan")
     _unchanged(path, plan.file_sha256)
     patient = read_identity(directory / "identity.dcm")
-    if patient.pseudonym() != header["patient"]:
+    who = patient.pseudonym(pseudonym_key(room))
+    if who != header["patient"]:
         raise Refused(
-            f"{directory / 'identity.dcm'}: is {patient.pseudonym()}, the treatment is of {header['patient']}: the "
+            f"{directory / 'identity.dcm'}: is {who}, the treatment is of {header['patient']}: the "
             "file is missing or another patient's"
         )
     return Interrupted(directory, carried, LoadedPlan(plan, patient, ()), room, path)

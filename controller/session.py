@@ -35,6 +35,7 @@ from controller.record.carried import Carried
 from controller.record.disk import THE_DISK, Disk
 from controller.record.identity import write_identity
 from controller.record.journal import JournalWriter
+from controller.record.pseudonym import pseudonym_key
 from controller.telemetry_sinks import TelemetrySink
 from drivers.errors import BadInput, Refused, Stopped
 from sites.loader import effective_config, site_sha256
@@ -67,6 +68,10 @@ class Order:
     """A physicist's decision of a dispute."""
     epoch: datetime | None = None
     """UTC of 0 ns, where the caller knows better: a later part in virtual time."""
+    fraction: int = 1
+    """Which fraction of its course this is."""
+    ledger: Path | None = None
+    """The course ledger that it is booked in; None: in none."""
 
     @property
     def part(self) -> int:
@@ -91,7 +96,7 @@ def epoch(order: Order, plan_sha256: str) -> datetime:
     if order.clock == "virtual":
         what = f"{plan_sha256}|{site_sha256(order.site)}|{order.seed}"
         seconds = int.from_bytes(hashlib.sha256(what.encode()).digest()[:4], "big") % (20 * 365 * 86400)
-        return VIRTUAL_EPOCH + timedelta(seconds=seconds)
+        return VIRTUAL_EPOCH + timedelta(seconds=seconds, days=order.fraction - 1)
     return datetime.now(UTC) - timedelta(microseconds=now_ns() // 1000)
 
 
@@ -117,8 +122,9 @@ def header(order: Order, loaded: LoadedPlan) -> dict[str, Any]:
         "operator": order.operator,
         "part": order.part,
         "simulated": any(d.kind == "simulated" for _, d in order.site.devices.items()),
-        "patient": loaded.patient.pseudonym(),
+        "patient": loaded.patient.pseudonym(pseudonym_key(order.site)),
         "fraction_group": loaded.plan.fraction_group,
+        "fraction": order.fraction,
     }
 
 
@@ -132,11 +138,19 @@ def write_run(order: Order) -> None:
         "plan": str(order.plan.absolute()),
         "site": order.site_name,
         "pid": os.getpid(),
+        "ledger": None if order.ledger is None else _from(order.out, order.ledger),
     }
     if order.scenario is not None:
         run["fault_scenario"] = dict(order.scenario)
     name = "run.json" if order.part == 1 else f"run-{order.part}.json"
     (order.out / name).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
+def _from(directory: Path, file: Path) -> str:
+    """A path that still holds when the directory is moved with the file in it."""
+    absolute = file.absolute()
+    inside = absolute.is_relative_to(directory.absolute())
+    return str(absolute.relative_to(directory.absolute()) if inside else absolute)
 
 
 def sources_of(order: Order, loaded: LoadedPlan, run: Run) -> Sources:

@@ -27,6 +27,7 @@ from sites.devices import (
 )
 from sites.machines import MuCalibration, RangeShifter, RippleFilter, Snout, SpotSize, TreatmentMachine
 from sites.qualification import Qualification
+from sites.record import RecordRules
 from sites.simulation import Simulation
 from sites.table import Finite, Fraction, IonName, NotNegative, Positive, Table
 
@@ -55,6 +56,7 @@ __all__ = [
     "Positive",
     "Qualification",
     "RangeShifter",
+    "RecordRules",
     "RippleFilter",
     "RtuAddress",
     "ScanAxis",
@@ -441,6 +443,7 @@ class Site(Table):
     """Needed where `permits.required` names the guard."""
     telemetry: Telemetry = Telemetry()
     qualification: Qualification = Qualification()
+    record: RecordRules = RecordRules()
     operators: Operators
     simulation: Simulation
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controller.ledger.course import SPOT_DTYPE, CourseLedger, Entry, Part
+from controller.ledger.course import SPOT_DTYPE, Candidate, CourseLedger, Entry, Part
 from controller.plan.load import load_plan
 from controller.plan.model import PatientIdentity, Plan
+from controller.record.pseudonym import SIMULATED_KEY
 from drivers.errors import BadInput, Refused
 from tests.delivery_rig import EXAMPLES
 
@@ -19,6 +20,7 @@ LOADED = load_plan(EXAMPLES / "small_carbon.dcm", default_gantry_deg=90.0)
 PLAN = dataclasses.replace(LOADED.plan, fractions_planned=5)
 PATIENT = LOADED.patient
 OTHER = dataclasses.replace(PATIENT, id="ANOTHER-77", name="Another^Person")
+WHO = PATIENT.pseudonym(SIMULATED_KEY)
 
 
 def enter(
@@ -31,14 +33,10 @@ def enter(
     labels_unique: bool = True,
 ) -> Entry:
     return ledger.admit(
-        plan,
-        patient,
+        Candidate(plan, patient, SIMULATED_KEY, True, fraction, labels_unique),
         treatment=f"t{number}",
         directory=f"treatment-{number}",
         begun="2026-11-22T18:00:00Z",
-        simulated=True,
-        fraction=fraction,
-        labels_unique=labels_unique,
     )
 
 
@@ -109,9 +107,9 @@ def test_an_open_fraction_is_closed_by_name_and_reason_alone(ledger: CourseLedge
 
 def test_booking_the_same_journal_again_changes_nothing(ledger: CourseLedger) -> None:
     entry = give(ledger, 1)
-    before = (ledger.beams(), ledger.fractions(), ledger.spots(PATIENT.pseudonym()))
+    before = (ledger.beams(), ledger.fractions(), ledger.spots(WHO))
     ledger.book(entry.treatment, "completed", [whole()], "00")
-    assert (ledger.beams(), ledger.fractions(), ledger.spots(PATIENT.pseudonym())) == before
+    assert (ledger.beams(), ledger.fractions(), ledger.spots(WHO)) == before
 
 
 def test_a_treatment_that_was_never_entered_is_not_booked(ledger: CourseLedger) -> None:
@@ -135,7 +133,7 @@ def test_a_fraction_with_dose_cannot_be_withdrawn(ledger: CourseLedger) -> None:
 def test_another_patients_plan_under_the_same_label_is_refused(ledger: CourseLedger) -> None:
     give(ledger, 1)
     stranger = dataclasses.replace(PLAN, sop_instance_uid="1.2.3.4")
-    with pytest.raises(Refused, match=f"one of patient {PATIENT.pseudonym()}, this file says {OTHER.pseudonym()}"):
+    with pytest.raises(Refused, match=f"one of patient {WHO}, this file says {OTHER.pseudonym(SIMULATED_KEY)}"):
         enter(ledger, 2, plan=stranger, patient=OTHER)
     assert enter(ledger, 2, plan=stranger, patient=OTHER, labels_unique=False).fraction == 1
 
@@ -166,7 +164,7 @@ def test_a_course_is_not_exceeded_by_what_single_fractions_gave_too_much(ledger:
 def test_every_spot_of_a_patient_can_be_looked_up(ledger: CourseLedger) -> None:
     give(ledger, 1)
     give(ledger, 2)
-    spots = ledger.spots(PATIENT.pseudonym())
+    spots = ledger.spots(WHO)
     assert len(spots) == sum(m > 0 for f in PLAN.fields for layer in f.layers for m in layer.meterset)
     assert {s["fractions"] for s in spots} == {2}
     assert spots[0]["meterset"] == pytest.approx(2 * PLAN.fields[0].layers[0].meterset[0])
@@ -174,7 +172,7 @@ def test_every_spot_of_a_patient_can_be_looked_up(ledger: CourseLedger) -> None:
 
 def test_names_are_in_the_patients_table_alone(ledger: CourseLedger, tmp_path: Path) -> None:
     give(ledger, 1)
-    said = repr((ledger.fractions(), ledger.beams(), ledger.spots(PATIENT.pseudonym())))
+    said = repr((ledger.fractions(), ledger.beams(), ledger.spots(WHO)))
     with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
         tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         assert "patient" in tables
@@ -196,7 +194,7 @@ def test_a_ledger_that_was_changed_in_the_middle_of_an_entry_is_as_before(
     with pytest.raises(sqlite3.IntegrityError):
         ledger.book("t1", "completed", [bad], "00")
     assert ledger.fractions() == before
-    assert len(ledger.spots(PATIENT.pseudonym())) == len(whole().spots)
+    assert len(ledger.spots(WHO)) == len(whole().spots)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.ledger.course import SPOT_DTYPE, CourseLedger, Part
+from controller.record.account import account
 from controller.record.journal_format import canonical_json
 from controller.record.journal_reader import Journal
 
@@ -32,13 +33,40 @@ def spots_given(visits: NDArray[Any]) -> NDArray[Any]:
     return given
 
 
-def book_journal(ledger: CourseLedger, journal: Journal) -> str:
-    """Book everything that a journal holds; returns the outcome. The same journal books the same, however often."""
+def outcome_of(journal: Journal) -> str:
+    """`completed`: every spot is, and the last part was closed or reconciled with the hardware; else `interrupted`."""
+    if not journal.parts or not journal.parts[-1].settled:
+        return "interrupted"
+    return "completed" if all(field.complete for field in account(journal.parts)) else "interrupted"
+
+
+def parts_of(journal: Journal) -> list[Part]:
+    """What each part gave."""
     parts = []
     for part in journal.parts:
         outcome = "under way" if part.end is None else str(part.end["outcome"])
         parts.append(Part(part.number, str(part.header["operator"]), outcome, spots_given(part.visits)))
-    last = parts[-1].outcome if parts else "under way"
-    outcome = {"completed": "completed", "under way": "interrupted"}.get(last, "interrupted")
-    ledger.book(treatment_id(journal.header), outcome, parts, journal.last_hash.hex())
+    return parts
+
+
+def book_journal(ledger: CourseLedger, journal: Journal) -> str:
+    """Book everything that a journal holds; returns the outcome. The same journal books the same, however often."""
+    outcome = outcome_of(journal)
+    ledger.book(treatment_id(journal.header), outcome, parts_of(journal), journal.last_hash.hex())
     return outcome
+
+
+def entry_problems(ledger: CourseLedger, journal: Journal) -> list[str]:
+    """In what a ledger's entry differs from the journal, in words."""
+    treatment = treatment_id(journal.header)
+    entry = ledger.entry(treatment)
+    if entry is None:
+        return [f"treatment {treatment} is not in it"]
+    found = ledger.differences(treatment, parts_of(journal), journal.last_hash.hex())
+    outcome = outcome_of(journal)
+    if entry["outcome"] not in (outcome, "closed"):
+        found.append(f"says {entry['outcome']!r}, the journal says {outcome!r}")
+    fraction = journal.header.get("fraction")
+    if fraction is not None and entry["fraction"] != fraction:
+        found.append(f"says fraction {entry['fraction']}, the journal says {fraction}")
+    return found

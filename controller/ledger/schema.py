@@ -18,6 +18,12 @@ APPLICATION_ID = 0x5350574C
 """SPWL: so that no other SQLite file is taken for a ledger."""
 
 TABLES = """
+CREATE TABLE about (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    simulated INTEGER NOT NULL,
+    key_check TEXT NOT NULL
+) STRICT;
+
 CREATE TABLE patient (
     pseudonym TEXT PRIMARY KEY,
     name TEXT NOT NULL,
@@ -85,8 +91,10 @@ CREATE TABLE spot (
 """
 
 
-def open_ledger(path: Path) -> sqlite3.Connection:
-    """Open or make a ledger. Raises `BadInput`: no ledger, damaged, of another version, or not writable."""
+def open_ledger(path: Path, *, make: bool = True) -> sqlite3.Connection:
+    """Open a ledger, or make one. Raises `BadInput`: none, damaged, of another version, or not writable."""
+    if not make and not path.is_file():
+        raise BadInput(f"{path}: no such ledger")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists() or path.stat().st_size == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import hmac
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -147,7 +148,11 @@ class PatientIdentity:
     referring_physician: str
     frame_of_reference_uid: str
 
-    def pseudonym(self) -> str:
-        """A stable short key for logs: says nothing about the person without the identity itself."""
-        digest = hashlib.sha256(f"{self.id}\0{self.name}\0{self.birth_date}".encode()).hexdigest()
-        return f"P-{digest[:10]}"
+    def pseudonym(self, key: bytes) -> str:
+        """A stable short name for logs and ledger.
+
+        Says nothing about the person to whoever has not the room's key: names and birth dates can be guessed, and a
+        plain hash of them could be tried.
+        """
+        who = f"{self.id}\0{self.name}\0{self.birth_date}".encode()
+        return f"P-{hmac.new(key, who, hashlib.sha256).hexdigest()[:16]}"

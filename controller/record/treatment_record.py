@@ -146,7 +146,7 @@ def _beam(
         beam.ModulatedScanModeType = "STATIONARY"
     beam.NumberOfWedges = beam.NumberOfCompensators = beam.NumberOfBoli = beam.NumberOfBlocks = 0
     beam.PatientSupportType = "TABLE"
-    beam.CurrentFractionNumber = part.header.get("fraction_number")
+    beam.CurrentFractionNumber = part.header.get("fraction")
     beam.TreatmentDeliveryType = delivery_type(part)
     beam.TreatmentTerminationStatus = termination(part, so_far)
     beam.TreatmentVerificationStatus = "VERIFIED" if setup is not None and setup.verified else "NOT_VERIFIED"
