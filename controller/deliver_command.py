@@ -22,6 +22,7 @@ from controller.cli_text import print_json, say, summary_text
 from controller.plan.check import CheckReport
 from controller.plan.table import format_report
 from drivers.errors import Refused, SpotwiseError, Stopped
+from interlocks.roles import is_operator, is_physicist
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
@@ -91,7 +92,7 @@ def resume(options: argparse.Namespace) -> int:
         site_name=_site_name(options.site or site.name),
         scenario=scenario,
         carried=treatment.carried,
-        decision=_decision(options),
+        decision=_decision(options, site),
         epoch=treatment.carried.ended + VIRTUAL_PAUSE if treatment.clock == "virtual" else None,
         fraction=treatment.fraction,
         ledger=ledger,
@@ -99,8 +100,8 @@ def resume(options: argparse.Namespace) -> int:
     return _run(options, order, report)
 
 
-def _decision(options: argparse.Namespace) -> Any:
-    """A physicist's decision of a dispute. Raises `Refused` without a name and a reason."""
+def _decision(options: argparse.Namespace, site: Site) -> Any:
+    """A physicist's decision of a dispute. Raises `Refused` without a name and a reason, and for anybody else's."""
     from controller.delivery.decision import Decision  # noqa: PLC0415
 
     if not options.accept_dispute:
@@ -108,6 +109,8 @@ def _decision(options: argparse.Namespace) -> Any:
     operator, reason = (options.operator or "").strip(), (options.reason or "").strip()
     if not operator or not reason:
         raise Refused("--accept-dispute is a physicist's decision: it needs --operator NAME and --reason TEXT")
+    if not site.all_simulated and not is_physicist(site, operator):
+        raise Refused(f"--accept-dispute is a physicist's decision, and operator {operator!r} is none of this room's")
     return Decision(operator, reason, options.trust)
 
 
@@ -242,7 +245,7 @@ def _authority(options: argparse.Namespace, site: Site) -> tuple[str, str]:
             f"site {site.name} has real devices: this needs a terminal, --operator and --reason (got operator "
             f"{options.operator!r}, reason {options.reason!r})"
         )
-    if options.operator not in site.operators.names:
+    if not is_operator(site, options.operator):
         raise Refused(f"operator {options.operator!r} is not one of this room's: {', '.join(site.operators.names)}")
     return options.operator, options.reason
 

@@ -24,6 +24,7 @@ from controller.commands import Commands
 from controller.delivery.decision import Decision
 from controller.delivery.devices import open_devices
 from controller.delivery.integrity import Sources
+from controller.delivery.roles import demand_reset_role
 from controller.delivery.run import Run
 from controller.delivery.treatment import Treatment
 from controller.dose.path import MonitorPath
@@ -184,6 +185,8 @@ def begin_part(
     run.epoch = utc(written, 0)
     run.sources = sources_of(order, loaded, run)
     run.approved = True  # the check let it pass
+    if order.carried is not None and order.carried.trips:
+        run.event("reset", operator=order.operator, reason=order.reason, ids=list(order.carried.trips))
     if journal.cut is not None:
         run.event("warning", text=f"cut before this part: {journal.cut}")
     return run
@@ -202,11 +205,16 @@ async def deliver(
 ) -> tuple[Outcome, Run]:
     """Deliver a checked plan field by field through the command API; never raises for what the room does.
 
+    Raises `Refused` for a plan that has not passed its check, and where the part before ended with what is not
+    `order.operator`'s to reset.
+
     `watch(run, commands)` is called once, before anything is connected: displays and signals hook in there.
     """
     loaded = report.loaded
     if loaded is None or report.outcome != "deliverable":
         raise Refused("the plan has not passed its check")
+    if order.carried is not None:
+        demand_reset_role(order.site, order.operator, order.carried.trips)
     commands = Commands(order.site)
     commands.report = report
     with JournalWriter(order.out / "journal.bin", disk) as journal:

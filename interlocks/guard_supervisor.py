@@ -48,6 +48,7 @@ from interlocks.guard_judge import (
 from interlocks.guard_numbers import ExpectedField, counts_per_particle, differs, expected_fields
 from interlocks.guard_plan import PlannedDelivery
 from interlocks.guard_state import Delivered, Memory, StateFile
+from interlocks.roles import not_theirs_to_reset
 from sites.schema import GuardRules, Site
 
 REFERENCE_MEV_U = 150.0
@@ -369,6 +370,8 @@ class Supervisor:
 
     def _reset(self, message: Reset) -> None:
         if self.latched is None or self.armed is not None or not message.operator or not message.reason:
+            return
+        if not_theirs_to_reset(self.site, message.operator, (self.latched.id,)):
             return
         self._event("reset", operator=message.operator, reason=message.reason, id=self.latched.id)
         self.latched = None

@@ -51,6 +51,11 @@ class Latch:
         return self._trips[self._cleared] if self.tripped else None
 
     @property
+    def latched(self) -> tuple[Trip, ...]:
+        """All trips since the last reset."""
+        return tuple(self._trips[self._cleared :])
+
+    @property
     def history(self) -> tuple[Trip, ...]:
         """All trips of the run, cleared ones included."""
         return tuple(self._trips)
@@ -71,6 +76,6 @@ class Latch:
         """Clear all trips; the caller has made sure that their causes are gone. Raises ValueError without a name."""
         if not operator.strip() or not reason.strip():
             raise ValueError("a reset needs a named operator and a reason")
-        cleared = tuple(self._trips[self._cleared :])
+        cleared = self.latched
         self._cleared = len(self._trips)
         return cleared

@@ -413,9 +413,18 @@ class Telemetry(Table):
 
 
 class Operators(Table):
-    """Who may arm and reset."""
+    """Who may arm and reset, by name; `interlocks.roles` says who may do what."""
 
     names: tuple[str, ...] = Field(min_length=1)
+    physicists: tuple[str, ...] = ()
+    """Those of `names` who may reset what the interlock matrix reserves to a physicist."""
+
+    @model_validator(mode="after")
+    def _physicists_are_operators(self) -> Self:
+        unknown = [name for name in self.physicists if name not in self.names]
+        if unknown:
+            raise ValueError(f"physicists: {', '.join(unknown)} is not one of names")
+        return self
 
 
 class Site(Table):

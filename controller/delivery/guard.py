@@ -132,6 +132,13 @@ class GuardLink:
         """Nothing may run."""
         self._say(NOTHING, now_ns)
 
+    @property
+    def latched(self) -> tuple[str, ...]:
+        """The condition that the guard has latched, as it said last; empty: none."""
+        status = self.status
+        latched = status is not None and status.state == LATCHED and status.condition in matrix()
+        return (status.condition,) if latched and status is not None else ()
+
     def reset(self, operator: str, reason: str) -> None:
         """The operator resets the latch; the guard has one of its own."""
         self._send(Reset(operator, reason))

@@ -21,6 +21,7 @@ from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
 from controller.delivery.integrity import what_changed
 from controller.delivery.programs import build_programs
 from controller.delivery.reconcile import bring_to_rest, reconcile
+from controller.delivery.roles import demand_reset_role
 from controller.delivery.run import Run
 from controller.delivery.setup import agree_with_guard, check_set_ups, set_up
 from controller.delivery.standing import AlreadyTripped, require_arming
@@ -397,7 +398,7 @@ class Treatment:
         """Clear the latch after a trip.
 
         Raises `UndefinedTransition` where nothing is tripped, `Refused` without a name and a reason, before
-        everything has stopped, or while a cause is still there.
+        everything has stopped, while a cause is still there, or where a condition is not this person's to reset.
         """
         run = self.run
         self._not_ended()
@@ -406,6 +407,7 @@ class Treatment:
             raise Refused("not reset: the treatment is still being stopped; wait for its end")
         if not operator.strip() or not reason.strip():
             raise Refused("a reset needs a named operator and a reason")
+        demand_reset_role(run.site, operator, [*(t.id for t in run.latch.latched), *run.guard.latched])
         still = judge(run.seen, run.expected, now_ns())
         if still:
             causes = "; ".join(f"{found.id} {found.detail}".rstrip() for found in still)

@@ -7,6 +7,7 @@ Nothing in here asks a device; `controller.delivery.comparison` compares it with
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -62,6 +63,8 @@ class Carried:
     """Cumulative counts of both electrometers at the end of the last visit in `since`, where they were written down."""
     programs: frozenset[tuple[int, int]]
     """Field and layer of the PROGRAM records of the baseline's part."""
+    trips: tuple[str, ...]
+    """Conditions that were latched when the last part ended: a later part is their reset."""
     ended: datetime
     """Time of the last record."""
     last_ns: int
@@ -108,10 +111,22 @@ def read_carried(path: Path) -> Carried:
             since=since,
             latched=latched,
             programs=programs,
+            trips=latched_at_the_end(last.events),
             ended=utc(last.header, last_ns),
             last_ns=last_ns,
             torn=journal.torn,
         )
+
+
+def latched_at_the_end(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Of a part's events, the conditions that latched after the last reset, in order."""
+    latched: list[str] = []
+    for event in events:
+        if event["event"] == "reset":
+            latched.clear()
+        elif event["event"] == "trip":
+            latched.append(str(event["id"]))
+    return tuple(dict.fromkeys(latched))
 
 
 def _baseline(journal: Journal) -> tuple[Baseline | None, Part | None, int]:
