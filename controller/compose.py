@@ -301,8 +301,11 @@ class VirtualWorld:
         self._run: Run | None = None
         self.room.player.outside = self._outside
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
-        self._state = self.monitor.state  # a view: to look it up anew costs as much as a frame
         self._frame_end_ns = 0
+        self._find_memories()
+
+    def _find_memories(self) -> None:
+        self._state = self.monitor.state  # a view: to look it up anew costs as much as a frame
         plant = self.room.plant
         memories = (plant.memory, self.monitor.memory)
         buffers = (plant.frame_1, plant.frame_2, plant.frame_3, self.monitor.permit)
@@ -368,6 +371,17 @@ class VirtualWorld:
                 await asyncio.wait((play,))
                 if not play.cancelled():
                     play.result()  # a scenario that failed was not played: never silently
+
+    def lose_controller(self) -> MonitorPath:
+        """The controller is gone, the plant lives on: frames and permits of the old one end now.
+
+        Returns the path of a new one, which nobody has given a key, a session or a field.
+        """
+        self.monitor = Monitor()
+        self._find_memories()
+        self.path = MonitorPath(self.site, self.monitor)
+        self.path.guard_wires = self._guard
+        return self.path
 
     @property
     def played(self) -> list[dict[str, Any]]:

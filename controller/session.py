@@ -219,6 +219,7 @@ async def deliver(
     commands.report = report
     with JournalWriter(order.out / "journal.bin", disk) as journal:
         run = begin_part(order, loaded, journal, path, telemetry)
+        await journal.sync()  # whoever dies from here on leaves a directory that can be resumed
         if nonce is not None:
             run.nonce = nonce
         async with AsyncExitStack() as room, Treatment(run, key) as treatment:

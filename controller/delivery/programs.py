@@ -15,7 +15,7 @@ from controller.delivery.tail_visits import given_by
 from controller.dose.path import whole_field_limits
 from controller.machine.field_program import build_field
 from controller.machine.remaining import Forgone, Given, remaining_field
-from controller.record.schema import QUALITY_FORGONE, QUALITY_NO_POSITION, VISIT_DTYPE
+from controller.record.schema import ADDED_IN_2, QUALITY_FORGONE, QUALITY_NO_POSITION, VISIT_DTYPE
 from drivers.errors import Refused
 
 
@@ -82,6 +82,6 @@ def _write_down(run: Run, forgone: Forgone) -> None:
     row["t_start_ns"] = row["t_end_ns"] = now_ns()
     row["quality"] = QUALITY_FORGONE | QUALITY_NO_POSITION
     row["planned_x_mm"], row["planned_y_mm"] = planned["x_mm"], planned["y_mm"]
-    for name in ("x_mm", "y_mm", "sigma_x_mm", "sigma_y_mm", "x_current_a", "y_current_a"):
+    for name in ("x_mm", "y_mm", "sigma_x_mm", "sigma_y_mm", "x_current_a", "y_current_a", *ADDED_IN_2):
         row[name] = np.nan
     run.journal.visits(row)

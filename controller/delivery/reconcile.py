@@ -24,6 +24,7 @@ from controller.record.carried import Carried
 from controller.record.journal import program_head
 from drivers.deadline import Deadline
 from drivers.errors import Refused
+from interlocks.conditions import by_number
 
 REST_S = 3.0
 LOOK_S = 0.02
@@ -36,7 +37,10 @@ ACTIVE = (1, 2, 3)
 
 
 async def bring_to_rest(run: Run) -> None:
-    """No layer armed or running, no visit open: what ran when a controller died is over and latched."""
+    """No layer armed or running, no visit open: what ran when a controller died is over and latched.
+
+    Called before anything is armed, and before any task takes the real-time path's trips.
+    """
     deadline = Deadline.after(REST_S, "engine at rest")
     engine = run.devices.scan_controller
     status = await engine.status(deadline)
@@ -47,6 +51,14 @@ async def bring_to_rest(run: Run) -> None:
         if deadline.remaining_s() <= 0:
             raise Refused(f"scan_controller: visit {status.visit} does not end; look at the engine")
         await asyncio.sleep(LOOK_S)
+    await asyncio.sleep(LOOK_S)  # the frames show it, too
+    trip = run.path.trip()
+    if trip is not None:
+        # nothing was armed by us: the path judged frames of a run that is over (devices go on streaming)
+        run.path.reset()
+        await asyncio.sleep(LOOK_S)
+        name = by_number()[trip.number].id
+        run.event("warning", text=f"{name} before the engine was at rest: of the earlier run, not of this part")
 
 
 async def reconcile(run: Run, carried: Carried, now: datetime, decision: Decision | None) -> NDArray[np.void]:

@@ -19,6 +19,7 @@ from controller.machine.program import BEAM_OFF_AFTER, LayerProgram
 from controller.machine.remaining import Given
 from controller.record.carried import Carried
 from controller.record.schema import (
+    ADDED_IN_2,
     QUALITY_FRAMES_LOST,
     QUALITY_FROM_COUNTER,
     QUALITY_FROM_FRAMES,
@@ -116,6 +117,7 @@ def _fill(out: Any, program: LayerProgram, planned: Any, part: int, unit: str) -
     out["planned_x_mm"], out["planned_y_mm"] = planned["x_mm"], planned["y_mm"]
     for name in (
         "x_mm", "y_mm", "sigma_x_mm", "sigma_y_mm", "x_current_a", "y_current_a", "frame_counts_1", "frame_counts_2",
+        *ADDED_IN_2,
     ):  # fmt: skip
         out[name] = np.nan
 
@@ -148,7 +150,7 @@ def by_retained_counter(
     known = {int(r["visit"]): r for r in (*carried.since, *tail)}
     rows: list[NDArray[np.void]] = []
     order = [(program, planned) for program in programs for planned in program.visits]
-    for index, (program, planned) in enumerate(order):
+    for program, planned in order:
         before = known.get(int(planned["visit"]))
         if before is not None and not int(before["flags"]) & VISIT_PARTIAL:
             continue
@@ -162,7 +164,7 @@ def by_retained_counter(
             out["t_start_ns"] = out["t_end_ns"] = carried.last_ns if base.part == carried.parts else t_ns
             out["flags"] = planned["flags"]
         room = max(0, int(planned["preset_counts"]) - int(out["counts_1"][0]))
-        taken = left if index == len(order) - 1 else min(left, room)
+        taken = min(left, room)
         left -= taken
         out["counts_1"] += taken
         out["counts_2"] += round(taken * share_2)
@@ -171,4 +173,13 @@ def by_retained_counter(
         out["quality"] |= QUALITY_FROM_COUNTER | QUALITY_NO_POSITION | QUALITY_FRAMES_LOST
         _dose(out[0], program, unit)
         rows.append(out)
-    return np.concatenate([np.zeros(0, VISIT_DTYPE), *rows])
+    found: NDArray[np.void] = np.concatenate([np.zeros(0, VISIT_DTYPE), *rows])
+    if left > 0 and order:
+        program, planned = order[-1]
+        if len(found) == 0 or found["visit"][-1] != planned["visit"]:
+            found = np.append(found, np.array([known[int(planned["visit"])]], VISIT_DTYPE))
+        found["counts_1"][-1] += left
+        found["counts_2"][-1] += round(left * share_2)
+        found["quality"][-1] |= QUALITY_FROM_COUNTER
+        _dose(found[-1], program, unit)
+    return found
