@@ -83,7 +83,7 @@ async def reconcile(run: Run, carried: Carried, now: datetime, decision: Decisio
             "spotwise resume DIR --accept-dispute --operator NAME --reason TEXT (the hardware counter counts; "
             "--trust journal: the journal does)"
         )
-    booked = _book(run, carried, found, tail, programs, decision)
+    booked = _book(run, carried, found, tail, programs, decision, reading.pedestal_per_s[1])
     if carried.baseline is not None:
         run.event(
             "counters",
@@ -174,13 +174,18 @@ def _book(
     tail: Tail | None,
     programs: tuple[LayerProgram, ...],
     decision: Decision | None,
+    pedestal_2_per_s: float,
 ) -> NDArray[np.void]:
     """Write what the rings (or a decision) add to the journal; returns it."""
     base = carried.baseline
     if base is None or base.settled:
         return carried.visits[:0]
     unit = run.plan.fields[base.field].unit
-    rows = tail_visits(carried, tail, programs, unit) if tail is not None and found.tail_usable else carried.since[:0]
+    rows = (
+        tail_visits(carried, tail, programs, unit, pedestal_2_per_s)
+        if tail is not None and found.tail_usable
+        else carried.since[:0]
+    )
     if found.verdict == "accepted" and decision is not None and decision.trust == "hardware":
         extra = by_retained_counter(carried, rows, programs, unit, found.unexplained, now_ns())
         rows = np.concatenate([rows[~np.isin(rows["visit"], extra["visit"])], extra])

@@ -61,8 +61,15 @@ def program_of_visit(programs: Sequence[LayerProgram], visit: int) -> LayerProgr
     return None
 
 
-def tail_visits(carried: Carried, tail: Tail, programs: Sequence[LayerProgram], unit: str) -> NDArray[np.void]:
-    """Rows of `VISIT_DTYPE` for all rows of the tail, of the part that delivered them."""
+def tail_visits(
+    carried: Carried, tail: Tail, programs: Sequence[LayerProgram], unit: str, pedestal_2_per_s: float
+) -> NDArray[np.void]:
+    """Rows of `VISIT_DTYPE` for all rows of the tail, of the part that delivered them.
+
+    A visit that ran when the controller died stays open until somebody ends it, and its latched counts hold the
+    pedestal of that time. The dose is therefore by the engine's own count of electrometer 1, with beam only, and by
+    electrometer 2 less its pedestal.
+    """
     base = carried.baseline
     assert base is not None
     rows = np.zeros(len(tail.engine), VISIT_DTYPE)
@@ -90,7 +97,11 @@ def tail_visits(carried: Carried, tail: Tail, programs: Sequence[LayerProgram], 
         else:
             out["quality"] |= QUALITY_FRAMES_LOST | QUALITY_NO_POSITION
             _late_by_model(out, i, tail, planned, program, stopped=stopped)
-        _dose(out, program, unit)
+        idle_ns = int(row["t_end_ns"]) - int(row["t_start_ns"]) - int(row["beam_on_ns"])
+        if i > 0:
+            idle_ns += int(row["t_start_ns"]) - int(tail.engine["t_end_ns"][i - 1])
+        idle = (int(out["counts_1"]) - int(row["counts"]), pedestal_2_per_s * max(0, idle_ns) * 1e-9)
+        _dose(out, program, unit, idle)
     return rows
 
 
@@ -122,10 +133,12 @@ def _fill(out: Any, program: LayerProgram, planned: Any, part: int, unit: str) -
         out[name] = np.nan
 
 
-def _dose(out: Any, program: LayerProgram, unit: str) -> None:
+def _dose(out: Any, program: LayerProgram, unit: str, idle: tuple[float, float] = (0.0, 0.0)) -> None:
+    """Particles and meterset from counts. `idle`: counts of both monitors that came without beam."""
     per_meterset = program.particles_per_mu if unit == "MU" else 1.0
     for number, per_particle in ((1, program.counts_per_particle), (2, program.counts_per_particle_2)):
-        out[f"particles_{number}"] = (int(out[f"counts_{number}"]) + float(out[f"late_counts_{number}"])) / per_particle
+        own = int(out[f"counts_{number}"]) - idle[number - 1] + float(out[f"late_counts_{number}"])
+        out[f"particles_{number}"] = own / per_particle
         out[f"meterset_{number}"] = out[f"particles_{number}"] / per_meterset
 
 

@@ -98,7 +98,7 @@ QUALITY_FROM_FRAMES = 16
 """The result rings could not be read: booked from the counts that the frames showed; rows booked later replace it."""
 QUALITY_FROM_RINGS = 32
 """Booked by a later part from the result rings: what was not in the journal when the controller died. Late charge is
-the site's model of it; the pedestal within the visit is not subtracted."""
+the site's model of it."""
 QUALITY_FROM_COUNTER = 64
 """Booked by a physicist's decision from a retained counter that no ring explains."""
 QUALITY_FORGONE = 128
