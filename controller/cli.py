@@ -17,7 +17,7 @@ from typing import Any
 from controller.cli_text import print_json, say, summary_text
 from controller.plan.check import CheckReport, check_plan
 from controller.plan.table import format_report
-from drivers.errors import BadInput, SpotwiseError
+from drivers.errors import SpotwiseError
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
@@ -278,12 +278,11 @@ def _ledger(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from controller.ledger.use import book_again  # noqa: PLC0415
-    from controller.record.rebuild import rebuild  # noqa: PLC0415
+    from controller.record.rebuild import rebuild, wants_treatment  # noqa: PLC0415
+    from controller.report_command import book  # noqa: PLC0415
 
-    for problem in book_again(options.directory):
-        print(f"spotwise: not booked: {problem}", file=sys.stderr)
-    summary = rebuild(options.directory)
+    wants_treatment(options.directory)
+    summary = rebuild(options.directory, book(options.directory))
     if options.json:
         print_json(summary)
     else:
@@ -292,18 +291,14 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from controller.record.rebuild import verify_directory  # noqa: PLC0415
+    from controller.record.rebuild import prove  # noqa: PLC0415
 
-    if not options.directory.is_dir():
-        raise BadInput(f"{options.directory}: no such directory")
-    problems = verify_directory(options.directory)
+    problems, notes = prove(options.directory)
     if options.json:
-        print_json({"whole": not problems, "problems": problems})
+        print_json({"whole": not problems, "problems": problems, "notes": notes})
     else:
-        whole = (
-            f"{options.directory}: journal, log, record and report are whole and untouched (run.json is not covered)"
-        )
-        say("\n".join(problems) if problems else whole)
+        whole = f"{options.directory}: whole and untouched: every file is as it was sealed, and what the journal says"
+        say("\n".join([*(problems or [whole]), *(f"note: {text}" for text in notes)]))
     return 3 if problems else 0
 
 

@@ -203,12 +203,13 @@ def _forget_unbegun(order: Order, report: CheckReport) -> None:
 
 def _report_finished(options: argparse.Namespace, treatment: Interrupted) -> int:
     """Nothing is left to deliver; the ledger hears of it, if it has not."""
-    from controller.ledger.use import book_again  # noqa: PLC0415
     from controller.record.rebuild import SUMMARY, rebuild  # noqa: PLC0415
+    from controller.report_command import book  # noqa: PLC0415
 
-    for problem in book_again(treatment.directory):
-        print(f"spotwise: not booked: {problem}", file=sys.stderr)
+    renewed = book(treatment.directory)
     try:
+        if renewed:
+            rebuild(treatment.directory, renewed)
         summary = json.loads((treatment.directory / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         summary = rebuild(treatment.directory)

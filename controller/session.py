@@ -33,6 +33,7 @@ from controller.plan.check import CheckReport
 from controller.plan.loaded import LoadedPlan
 from controller.record.account import utc
 from controller.record.carried import Carried
+from controller.record.code_version import code_sha256
 from controller.record.disk import THE_DISK, Disk
 from controller.record.identity import write_identity
 from controller.record.journal import JournalWriter
@@ -139,6 +140,7 @@ def write_run(order: Order) -> None:
         "plan": str(order.plan.absolute()),
         "site": order.site_name,
         "pid": os.getpid(),
+        "code_sha256": code_sha256(),
         "ledger": None if order.ledger is None else _from(order.out, order.ledger),
     }
     if order.scenario is not None:

@@ -101,7 +101,10 @@ def withdraw_unbegun(path: Path, out: Path, header: dict[str, Any]) -> None:
 
 
 def book_again(directory: Path) -> list[str]:
-    """Book a directory's journal where run.json says that it was entered; returns what was in the way, in words."""
+    """Book a directory's journal where run.json says that it was entered; returns what was in the way, in words.
+
+    What is booked already leaves the ledger's file untouched.
+    """
     path = ledger_named(directory)
     if path is None:
         return []
@@ -117,13 +120,19 @@ def book_again(directory: Path) -> list[str]:
 
 def ledger_named(directory: Path) -> Path | None:
     """The ledger that the newest run.json of a treatment directory names; None: none."""
+    found = newest_run(directory).get("ledger")
+    return directory / found if isinstance(found, str) else None
+
+
+def newest_run(directory: Path) -> dict[str, Any]:
+    """run.json of the last part; empty where there is none."""
     numbered = {int(p.stem[4:]): p for p in directory.glob("run-*.json") if p.stem[4:].isdigit()}
     newest = numbered[max(numbered)] if numbered else directory / "run.json"
     try:
-        found = json.loads(newest.read_text(encoding="utf-8")).get("ledger")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return directory / found if isinstance(found, str) else None
+        found = json.loads(newest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _open(path: Path, out: Path, *, make: bool = True) -> CourseLedger:

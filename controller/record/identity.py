@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from io import BytesIO
 from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ImplicitVRLittleEndian, RawDataStorage
 
 from controller.plan.model import PatientIdentity
@@ -107,12 +107,18 @@ def read_identity(path: Path) -> PatientIdentity:
     if not path.exists():
         return NOBODY
     try:
-        dataset = pydicom.dcmread(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it makes of a damaged file is judged here, not printed
+            dataset = pydicom.dcmread(path)
+            dataset.decode()
         if dataset.SOPClassUID != RawDataStorage or dataset.get("Modality") != "OT":
             raise BadInput(f"{path}: not an identity file written by Spotwise: SOP class {dataset.SOPClassUID}")
         values = {name: str(dataset.get(keyword, "") or "") for name, keyword in KEYWORDS.items()}
-    except (InvalidDicomError, OSError, AttributeError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read as a DICOM file: {error}") from error
+    except BadInput:
+        raise
+    except Exception as error:
+        # a boundary: of damaged bytes the DICOM library raises whatever it happens to run into
+        raise BadInput(f"{path}: cannot be read as a DICOM file: {error!r}") from error
     for name in ("study_instance_uid", "frame_of_reference_uid"):
         if values[name] and not re.fullmatch(r"[0-9.]{1,64}", values[name]):
             raise BadInput(f"{path}: {KEYWORDS[name]} {values[name]!r} is no UID")

@@ -20,8 +20,8 @@ LEAST_BYTES = 16
 MADE_BYTES = 32
 
 
-def pseudonym_key(site: Site) -> bytes:
-    """Key of a room; made, for its owner alone, where the site names a file that does not exist.
+def pseudonym_key(site: Site, *, make: bool = True) -> bytes:
+    """Key of a room; made, for its owner alone, where the site names a file that does not exist (and `make`).
 
     Raises `Refused`: a room with a real device names no file, or others can read it. Raises `BadInput`: unreadable.
     """
@@ -35,7 +35,7 @@ def pseudonym_key(site: Site) -> bytes:
         )
     path = Path(named)
     try:
-        if not path.exists():
+        if make and not path.exists():
             _make(path)
         mode = path.stat().st_mode & 0o777
         key = path.read_bytes()

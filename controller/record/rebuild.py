@@ -7,9 +7,8 @@ true figures that the caller left in `truth.json`.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from controller.record.identity import encoded, read_identity
 from controller.record.journal_format import canonical_json
 from controller.record.journal_reader import Journal, read_journal
 from controller.record.log import write_log
+from controller.record.origin import statements
 from controller.record.report import write_report
+from controller.record.seal import SEAL, broken, file_sha256, write_seal
 from controller.record.summary import summarise
 from controller.record.treatment_record import build_records, record_name, write_records
 from controller.record.unclosed import sentence, unclosed
@@ -33,8 +34,10 @@ LOG = "log.h5"
 REPORT = "report.html"
 
 
-def rebuild(directory: Path) -> dict[str, Any]:
-    """Write all files of a treatment directory from its journal; returns the summary.
+def rebuild(directory: Path, renewed: Collection[str] = ()) -> dict[str, Any]:
+    """Write all files of a treatment directory from its journal, and seal it; returns the summary.
+
+    `renewed`: files left by the run that were rightly changed since the last seal of this journal.
 
     Raises `BadInput`: no journal, a damaged one, or a disk that refuses. Files are replaced whole, so a
     crash in here leaves old files or new ones, and the journal untouched.
@@ -49,45 +52,84 @@ def rebuild(directory: Path) -> dict[str, Any]:
         written = write_records(journal, read_identity(directory / IDENTITY), directory)
         with _Fresh(directory / REPORT) as path:
             write_report(journal, summary, path)
+        chain = journal.last_hash.hex()
     names = [JOURNAL, LOG, EVENTS, REPORT, *(path.name for path in written)]
     names += [name for name in (TRUTH, FAULTS) if (directory / name).exists()]
     summary["files"] = {name: file_sha256(directory / name) for name in names}
-    _replace(directory / SUMMARY, (json.dumps(summary, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    _replace(directory / SUMMARY, _summary_bytes(summary))
+    try:
+        seal = write_seal(directory, chain, renewed)
+    except OSError as error:
+        raise BadInput(f"{directory}: cannot be sealed: {error}") from error
+    _replace(directory / SEAL, seal)
     return summary
 
 
-def verify_directory(directory: Path) -> list[str]:
-    """Prove a treatment directory whole and untouched; returns what is wrong, in sentences. Empty: nothing.
+def wants_treatment(directory: Path) -> None:
+    """Raise `BadInput` unless this is, or once was, a treatment directory."""
+    if not directory.is_dir():
+        raise BadInput(f"{directory}: no such directory")
+    if not any((directory / name).exists() for name in (JOURNAL, SEAL, SUMMARY)):
+        raise BadInput(f"{directory}: no treatment directory: it has no {JOURNAL}")
 
-    The journal's CRCs, sequence and chain; a closed last part; every file's hash against summary.json; summary,
-    events and records made anew from the journal and compared. Log and report are compared by hash alone.
+
+def verify_directory(directory: Path) -> list[str]:
+    """Prove a treatment directory whole and untouched; returns what is wrong, in sentences. Empty: nothing."""
+    return prove(directory)[0]
+
+
+def prove(directory: Path) -> tuple[list[str], list[str]]:
+    """What is wrong with a treatment directory, and what is worth knowing or cannot be told here.
+
+    The journal's CRCs, sequence and chain; a closed last part; every file's hash; summary, events and records made anew
+    from the journal and compared (log and report by hash alone); plan, site, patient and ledger entry against what
+    the journal says of them. Raises `BadInput`: not a treatment directory.
     """
+    wants_treatment(directory)
     try:
         journal = read_journal(directory / JOURNAL)
     except BadInput as error:
-        return [str(error)]
+        return [str(error), *broken(directory, None)], []
     with journal:
         wrong = [] if journal.torn is None else [journal.torn]
+        wrong += broken(directory, journal.last_hash.hex())
         if not journal.parts:
-            return [*wrong, f"{directory / JOURNAL}: holds no HEADER: nothing was recorded"]
+            return [*wrong, f"{directory / JOURNAL}: holds no HEADER: nothing was recorded"], []
         wrong += [f"{directory / JOURNAL}: {sentence(part)}" for part in unclosed(journal)]
         try:
-            summary = json.loads((directory / SUMMARY).read_text())
-            listed = dict(summary.pop("files"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return [*wrong, f"{directory / SUMMARY}: cannot be used: {error!r}; run report"]
-        wrong += _files(directory, listed)
-        expected = summarise(journal, _truth(directory), read_played(directory))
-        del expected["files"]
-        wrong += [
-            f"{directory / SUMMARY}: {key} says {summary.get(key)!r}, the journal says {expected.get(key)!r}"
-            for key in sorted(expected.keys() | summary.keys())
-            if summary.get(key) != expected.get(key)
-        ]
+            wrong += _compare_summary(directory, journal)
+            wrong += _compare_records(directory, journal)
+        except BadInput as error:
+            wrong.append(str(error))
         if (directory / EVENTS).exists() and (directory / EVENTS).read_bytes() != b"".join(events_lines(journal)):
             wrong.append(f"{directory / EVENTS}: differs from the events of the journal")
-        wrong += _compare_records(directory, journal)
-    return wrong
+        problems, notes = statements(directory, journal)
+    return [*wrong, *problems], notes
+
+
+def _compare_summary(directory: Path, journal: Journal) -> list[str]:
+    """summary.json against the one that the journal gives, to the byte."""
+    path = directory / SUMMARY
+    try:
+        content = path.read_bytes()
+        summary = json.loads(content)
+        listed = {str(name): str(digest) for name, digest in summary.pop("files").items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{path}: cannot be used: {error!r}; run report"]
+    expected = summarise(journal, _truth(directory), read_played(directory))
+    del expected["files"]
+    wrong = [
+        f"{path}: {key} says {summary.get(key)!r}, the journal says {expected.get(key)!r}"
+        for key in sorted(expected.keys() | summary.keys())
+        if summary.get(key) != expected.get(key)
+    ]
+    if not wrong and content != _summary_bytes({**expected, "files": listed}):
+        wrong.append(f"{path}: says what the journal says, in other bytes: it was changed")
+    return [*wrong, *_files(directory, listed)]
+
+
+def _summary_bytes(summary: dict[str, Any]) -> bytes:
+    return (json.dumps(summary, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def events_lines(journal: Journal) -> Iterator[bytes]:
@@ -95,12 +137,6 @@ def events_lines(journal: Journal) -> Iterator[bytes]:
     for part in journal.parts:
         for event in part.events:
             yield canonical_json({**event, "part": part.number}) + b"\n"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Fresh:
