@@ -10,7 +10,6 @@ everything else is as on the wire.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.commands import Commands
 from controller.delivery.run import Run
 from controller.dose.integrator import ACTION_NONE, handle_frame_at, handle_silence
 from controller.dose.memory import MEMORY, Monitor
@@ -27,10 +27,10 @@ from controller.dose.reactor import NEWS_FLAGS
 from controller.dose.sender import make_datagram
 from controller.dose.tape import TAPE, Tape, bad_datagrams, note_control, note_frame, note_silence, turns_done
 from controller.machine.program import LayerProgram
-from controller.record.disk import Disk
-from controller.record.journal import JournalWriter
+from controller.played_faults import OwnFaults
 from controller.record.truth import truth_figures
 from drivers.compiled import array_at, compiled
+from drivers.errors import BadInput
 from drivers.wires.frames import BUFFER_BYTES, frame_at, frame_bytes, new_buffer, seal
 from drivers.wires.latency import WireLatency
 from drivers.wires.virtual_loop import VirtualLoop
@@ -61,6 +61,7 @@ __all__ = [
 ]
 
 PERMIT_BYTES = 64
+STALLS = ("loop_stalled", "thread_stalled", "process_stopped", "clock_jump")
 
 
 GUARD_STREAM = 3
@@ -216,23 +217,28 @@ class RoomGuardWires:
         self._permit = new_buffer()
         self._to_guard: list[bytes] = []
         self._to_controller: list[bytes] = []
+        self.dead = False
+        """The guard's process has ended: it hears and says nothing any more."""
 
     def take_frames(self) -> None:
         """The room has put them into the digest."""
 
     def send_permit(self, data: bytes) -> None:
         """To the safety chain, at once."""
+        if self.dead:
+            return
         self._permit.u8[: len(data)] = np.frombuffer(data, np.uint8)
         receive_permit(self._plant.memory[0], self._permit, len(data), int(self._plant.state["t_ns"]))
 
     def heard(self) -> list[bytes]:
         """What the controller has sent."""
         came, self._to_guard = self._to_guard, []
-        return came
+        return [] if self.dead else came
 
     def answer(self, data: bytes) -> None:
         """To the controller."""
-        self._to_controller.append(data)
+        if not self.dead:
+            self._to_controller.append(data)
 
     def send(self, data: bytes) -> None:
         """To the guard."""
@@ -242,26 +248,6 @@ class RoomGuardWires:
         """What the guard has answered."""
         came, self._to_controller = self._to_controller, []
         return came
-
-
-class FailingDisk(Disk):
-    """A disk that takes nothing from its nth write on (1 is the next one), `count` times (0: ever after)."""
-
-    def __init__(self, nth: int, count: int, errno: int) -> None:
-        self._writes = 0
-        self._nth = nth
-        self._end = nth + count if count else None
-        self._errno = errno
-
-    def write(self, file: int, data: memoryview) -> int:
-        self._writes += 1
-        if self._writes >= self._nth and (self._end is None or self._writes < self._end):
-            raise OSError(self._errno, os.strerror(self._errno))
-        return super().write(file, data)
-
-
-def _repaired(journal: JournalWriter, disk: Disk) -> None:
-    journal.change_disk(disk)
 
 
 class RunPlaces:
@@ -298,7 +284,8 @@ class VirtualWorld:
         self._streaming = np.zeros(4, np.int64)
         self._guard = RoomGuardWires(self.room.plant)
         self.lines = DatagramFaults()
-        self._run: Run | None = None
+        self._own_faults: OwnFaults | None = None
+        self._ahead_ns = 0
         self.room.player.outside = self._outside
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
         self._frame_end_ns = 0
@@ -325,8 +312,9 @@ class VirtualWorld:
 
     def run_to(self, t_ns: int) -> int:
         """Advance the room; tell the path if something happened."""
+        t_ns -= self._ahead_ns
         if t_ns < self._frame_end_ns + FRAME_NS:
-            return t_ns  # no whole frame fits in: nothing happens
+            return t_ns + self._ahead_ns  # no whole frame fits in: nothing happens
         if self._tape.on:
             t_ns = min(t_ns, int(self.room.plant.state["t_ns"]) + RECORDED_NS)
         state = self._state
@@ -334,7 +322,7 @@ class VirtualWorld:
         reached = advance_world(
             *self._addresses,
             self._streaming,
-            self._latency_ns,
+            self._latency_ns + self._ahead_ns,
             t_ns,
             self._tape_address,
             self._tape.ring,
@@ -342,6 +330,7 @@ class VirtualWorld:
             self.lines.memory.ctypes.data,
         )
         self._recorded()
+        self._frame_end_ns = int(reached)
         plant = self.room.plant.state
         woken = 0 < int(plant["wake_visit"]) <= int(plant["eng_visit"])
         if woken:
@@ -350,8 +339,8 @@ class VirtualWorld:
         after = (int(state["flags_3"]) & NEWS_FLAGS, int(state["trips"]))
         if after != before and self.path is not None:
             asyncio.get_running_loop().call_soon(self.path.notify)
-            return int(reached)
-        return int(reached) if woken else t_ns
+            return int(reached) + self._ahead_ns
+        return (int(reached) if woken else t_ns) + self._ahead_ns
 
     def alive(self) -> bool:
         """The plant always goes on."""
@@ -371,6 +360,8 @@ class VirtualWorld:
                 await asyncio.wait((play,))
                 if not play.cancelled():
                     play.result()  # a scenario that failed was not played: never silently
+                if self._own_faults is not None:
+                    await self._own_faults.close()
 
     def lose_controller(self) -> MonitorPath:
         """The controller is gone, the plant lives on: frames and permits of the old one end now.
@@ -388,37 +379,62 @@ class VirtualWorld:
         """What has become of the faults so far."""
         return [played.as_record() for played in self.room.player.played]
 
-    def follow(self, run: Run) -> None:
+    def follow(self, run: Run, commands: Commands) -> None:
         """From now on, faults are placed by the plan that this run delivers, in whichever part of it."""
-        self._run = run
+        self._own_faults = OwnFaults(run, commands)
         self.room.player.plan = RunPlaces(run)
 
     def save(self, path: Path) -> None:
         """Keep what the room's devices retain over a loss of power, for a later part of the treatment."""
         self.room.save(path)
 
-    def _outside(self, _fault: Fault, action: Action) -> Callable[[], None] | None:
-        """Faults of what lies between room and controller, and of the controller's host."""
-        given = {key: float(value) for key, value in action.settings.items()}
+    def lose_controller(self) -> MonitorPath:
+        """The controller is gone, the plant lives on: frames and permits of the old one end now.
+
+        Returns the path of a new one, which nobody has given a key, a session or a field.
+        """
+        self.monitor = Monitor()
+        self._find_memories()
+        self.path = MonitorPath(self.site, self.monitor)
+        self.path.guard_wires = self._guard
+        return self.path
+
+    def _outside(self, fault: Fault, action: Action) -> Callable[[], None] | None:
+        """Faults of what lies between room and controller, of the controller's host, and of its operator."""
         if action.kind in ("frames", "permits"):
-            line = int(action.name or 0)
-            ns = round(given.get("delay_ms", 0.0) * 1e6)
-            left, every = int(given.get("count", 0)) or -1, int(given.get("every", 1))
-            self.lines.begin(line, action.how, left=left, every=every, delay_ns=ns)
-            return lambda: self.lines.end(line)
+            return self._datagrams(action)
+        if action.how == "guard_killed":
+            self._guard.dead = True
+            return None
+        if action.how in STALLS:
+            return self._stall(action.how, round(float(action.settings["ms"]) * 1e6))
+        own = self._own_faults
+        if own is None:
+            raise BadInput(f"fault {fault.name}: nobody has opened a session at {fault.place.words()}; try 'prepared'")
+        if action.kind == "operator":
+            return own.operator(action.how, action.settings)
+        if action.how == "process_killed":
+            self.lose_controller()
+        return own.host(action.how, action.settings)
+
+    def _datagrams(self, action: Action) -> Callable[[], None]:
+        given = {key: float(value) for key, value in action.settings.items()}
+        line = int(action.name or 0)
+        ns = round(given.get("delay_ms", 0.0) * 1e6)
+        left, every = int(given.get("count", 0)) or -1, int(given.get("every", 1))
+        self.lines.begin(line, action.how, left=left, every=every, delay_ns=ns)
+        return lambda: self.lines.end(line)
+
+    def _stall(self, how: str, ns: int) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
-        if action.how == "disk":
-            assert self._run is not None
-            journal = self._run.journal
-            whole = journal.change_disk(FailingDisk(int(given["nth"]), int(given["count"]), int(given["errno"])))
-            return lambda: _repaired(journal, whole)
-        stall_ns = round(given["ms"] * 1e6)
-        if action.how in ("thread_stalled", "process_stopped"):
-            self.lines.deafen(int(self.room.plant.state["t_ns"]) + self._latency_ns + stall_ns)
-        if action.how in ("loop_stalled", "process_stopped"):
-            loop.block_ns(stall_ns)
-        return None
+        if how == "clock_jump":
+            self._ahead_ns += ns
+            loop.jump_ns(ns)
+        if how in ("thread_stalled", "process_stopped"):
+            self.lines.deafen(int(self.room.plant.state["t_ns"]) + self._latency_ns + self._ahead_ns + ns)
+        if how in ("loop_stalled", "process_stopped"):
+            loop.block_ns(ns)
 
     def truth(self, programs: list[list[LayerProgram]], delivered: NDArray[Any]) -> dict[str, Any] | None:
         """Errors against what really happened in the plant."""

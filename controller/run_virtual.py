@@ -48,7 +48,7 @@ def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> O
 
     def watch(run: Run, commands: Commands) -> None:
         displays.append(Display(run, sys.stderr, report.time_s))
-        world.follow(run)
+        world.follow(run, commands)
 
         loop = asyncio.get_running_loop()
 

@@ -6,6 +6,7 @@ The sink in memory is what virtual time uses: same interface, no broker, message
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from controller.telemetry_schema import encode
 
+log = logging.getLogger(__name__)
 
 class TelemetrySink(Protocol):
     """What publishes."""
@@ -20,6 +22,23 @@ class TelemetrySink(Protocol):
     def publish(self, topic_name: str, payload: Mapping[str, Any]) -> None:
         """Hand over a message; never blocks, never raises. `payload` is copied at the top level."""
         ...
+
+
+class Contained:
+    """A sink whose failures go no further: whoever publishes is about to look after beam."""
+
+    def __init__(self, sink: TelemetrySink) -> None:
+        self.sink = sink
+        self.failed = 0
+        """Messages that the sink failed at."""
+
+    def publish(self, topic_name: str, payload: Mapping[str, Any]) -> None:
+        try:
+            self.sink.publish(topic_name, payload)
+        except Exception as error:  # boundary: no defect of telemetry may reach the delivery
+            self.failed += 1
+            if self.failed == 1:
+                log.warning("telemetry fails, delivery goes on: %s", error)
 
 
 class MemorySink:

@@ -27,6 +27,7 @@ from controller.record.journal import JournalWriter
 from controller.record.journal_reader import read_journal
 from controller.record.rebuild import rebuild, verify_directory
 from controller.record.schema import VISIT_DTYPE
+from controller.record.unclosed import sentence
 from controller.session import Order, Outcome, deliver, header, sources_of
 from controller.telemetry_sinks import MemorySink
 from drivers.wires.virtual_loop import run_virtual
@@ -137,7 +138,7 @@ def run_delivery(
 
         def watch(run: Run, commands: Commands) -> None:
             seen.append(Delivery(directory, world, run, commands, sink))
-            world.follow(run)
+            world.follow(run, commands)
             if script is not None:
                 plays.append(asyncio.create_task(script(seen[0]), name="operator"))  # type: ignore[arg-type]
 
@@ -167,7 +168,10 @@ def run_delivery(
     if delivery.truth:
         (directory / "truth.json").write_text(json.dumps(delivery.truth, sort_keys=True), encoding="utf-8")
     delivery.summary = rebuild(directory)
-    assert verify_directory(directory) == []
+    crashed = [f"{directory / 'journal.bin'}: {sentence(part)}" for part in delivery.summary.get("unclosed", [])]
+    killed = any(played["name"] == "process_killed" and played["fired_s"] is not None for played in world.played)
+    assert verify_directory(directory) == crashed
+    assert bool(crashed) == killed  # only a controller that was killed leaves a part without its end
     assert sink.rejected == []
     return delivery
 

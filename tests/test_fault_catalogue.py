@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,16 +17,35 @@ from interlocks.conditions import matrix
 from simulators.fault_kinds import NO_TRIP, REFUSED, Kind, catalogue, parse_catalogue
 from simulators.faults import load_faults, parse_faults
 from simulators.faults_page import entry
-from simulators.plant.state import ION_UNIT
+from simulators.plant.state import CAUSE_SILENCE, ION_UNIT
+from sites.loader import load_site
+from sites.schema import Site
 from tests.delivery_rig import EXAMPLES, Delivery, run_delivery
+from tests.make_plan import BeamSpec, LayerSpec, SetupSpec, grid, make_plan, write_plan
 
 PLAN = EXAMPLES / "small_carbon.dcm"
 SPIKE = catalogue()["spill_spike"]
 
 
-def play(kind: Kind, tmp_path: Path) -> Delivery:
-    """The example of a fault on a plan of a few tens of spots."""
-    return run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=entry(kind))
+def gated(tmp_path: Path) -> Path:
+    """A plan that waits for the patient's breathing."""
+    beam = BeamSpec(layers=[LayerSpec(250.0, grid(16, 8.0)), LayerSpec(240.0, grid(16, 8.0))])
+    return write_plan(tmp_path / "gated.dcm", make_plan([beam], setups=[SetupSpec(motion=("GATING", "EXTERNAL_MARKER"))]))
+
+
+def guarded() -> Site:
+    """The site where also the guard must permit beam."""
+    site = load_site("carbon-fixed")
+    rules = site.permits.model_copy(update={"required": ("controller", "guard")})
+    return site.model_copy(update={"permits": rules})
+
+
+def play(kind: Kind, tmp_path: Path, **more: Any) -> Delivery:
+    """The example of a fault on a plan of a few tens of spots, where it can show."""
+    plan = gated(tmp_path) if kind.name.startswith("gate_") else PLAN
+    if kind.name == "guard_killed":
+        return run_delivery(plan, guarded(), tmp_path / "t", faults=entry(kind, **more))
+    return run_delivery(plan, "carbon-fixed", tmp_path / "t", faults=entry(kind, **more), site_name="carbon-fixed")
 
 
 @pytest.mark.parametrize("name", catalogue())
@@ -48,6 +68,52 @@ def test_a_fault_ends_as_the_catalogue_says(name: str, tmp_path: Path) -> None:
     assert delivery.plant["beam_present"] == 0
     assert delivery.plant["closed"] == 0
     assert delivery.plant["armed"] == 0
+
+
+@pytest.mark.parametrize("command", ["prepare", "arm", "beam_on", "reset"])
+def test_a_command_given_twice_is_refused_and_changes_nothing(command: str, tmp_path: Path) -> None:
+    delivery = play(catalogue()["operator_repeats"], tmp_path, command=command)
+    assert delivery.outcome.status == "completed"
+    assert delivery.summary["spots_delivered"] == delivery.summary["spots_planned"]
+    (said,) = [e["text"] for e in delivery.named("warning") if e["text"].startswith("operator: ")]
+    assert said.startswith(f"operator: {command} once more: ")
+
+
+@pytest.mark.parametrize(("what", "named"), [("plan", "plan file"), ("site", "site file"), ("map", "register map")])
+def test_what_was_edited_after_the_check_is_named(what: str, named: str, tmp_path: Path) -> None:
+    delivery = play(catalogue()["source_edited"], tmp_path, what=what)
+    assert [field["complete"] for field in delivery.summary["per_field"]] == [True, False]
+    assert delivery.first_out == "PLAN_CHANGED"
+    assert named in delivery.named("trip")[0]["detail"]
+
+
+def test_without_descriptors_the_next_field_is_not_armed(tmp_path: Path) -> None:
+    delivery = play(catalogue()["no_descriptors"], tmp_path)
+    assert [field["complete"] for field in delivery.summary["per_field"]] == [True, False]
+    assert delivery.first_out == "PLAN_CHANGED"
+    assert "Too many open files" in delivery.named("trip")[0]["detail"]
+
+
+def test_descriptors_that_come_back_in_time_are_not_missed(tmp_path: Path) -> None:
+    assert play(catalogue()["no_descriptors"], tmp_path, for_s=0.01).outcome.status == "completed"
+
+
+def test_telemetry_that_fails_costs_nothing_but_telemetry(tmp_path: Path) -> None:
+    delivery = play(catalogue()["broker_gone"], tmp_path)
+    assert delivery.outcome.status == "completed"
+    assert delivery.run.telemetry.failed > 10
+
+
+def test_a_killed_controller_leaves_the_room_safe_and_the_record_open(tmp_path: Path) -> None:
+    delivery = play(catalogue()["process_killed"], tmp_path)
+    assert delivery.plant["closed"] == 0
+    assert delivery.plant["cause"] == CAUSE_SILENCE
+    assert delivery.summary["unclosed"]
+
+
+def test_where_nobody_has_a_session_no_host_can_fail(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="broker_gone: nobody has opened a session"):
+        play(catalogue()["broker_gone"], tmp_path, at={"state": "start"})
 
 
 def test_what_is_expected_of_a_fault_is_in_the_matrix() -> None:

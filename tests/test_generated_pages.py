@@ -8,6 +8,8 @@ from pathlib import Path
 from drivers.wire_formats_page import page as wire_formats
 from drivers.wires.frames import FRAME_BYTES
 from interlocks.conditions import matrix
+from interlocks.hazards import analysis
+from interlocks.hazards_page import page as hazards
 from interlocks.matrix_page import page as interlocks
 from simulators.faults_page import page as faults
 
@@ -20,6 +22,10 @@ def test_the_page_on_interlocks_is_current() -> None:
 
 def test_the_page_on_faults_is_current() -> None:
     assert (DOCS / "faults.md").read_text(encoding="utf-8") == faults()
+
+
+def test_the_page_on_hazards_is_current() -> None:
+    assert (DOCS / "safety" / "hazards.md").read_text(encoding="utf-8") == hazards(analysis())
 
 
 def test_every_condition_has_exactly_one_row() -> None:

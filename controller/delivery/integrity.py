@@ -55,7 +55,7 @@ def _site(sources: Sources) -> Iterable[str]:
         return
     try:
         same = site_sha256(load_site(sources.site_name)) == site_sha256(sources.site)
-    except BadInput as error:
+    except (BadInput, OSError) as error:  # OSError: the folder of sites cannot be read
         yield f"site: {error}"
         return
     if not same:
@@ -66,7 +66,7 @@ def _maps(maps: Iterable[RegisterMap]) -> Iterable[str]:
     for register_map in maps:
         try:
             same = load_map(register_map.source).map_sha256 == register_map.map_sha256
-        except BadInput as error:
+        except (BadInput, OSError) as error:
             yield f"register map: {error}"
             continue
         if not same:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ from controller.machine.program import LayerProgram
 from controller.plan.model import Plan
 from controller.record.carried import Carried
 from controller.record.journal import JournalWriter
-from controller.telemetry_sinks import TelemetrySink
+from controller.telemetry_sinks import Contained, TelemetrySink
 from drivers.contracts import Identity
 from drivers.flags import FLAG_BEAM, FLAG_HOLD
 from interlocks.conditions import matrix
@@ -59,7 +59,7 @@ class Run:
     devices: RoomDevices
     path: MonitorPath
     journal: JournalWriter
-    telemetry: TelemetrySink
+    published_to: InitVar[TelemetrySink]
     epoch: datetime = datetime(2000, 1, 1, tzinfo=UTC)
     """UTC of 0 ns."""
     part: int = 1
@@ -110,8 +110,10 @@ class Run:
     nonce: Callable[[], int] = lambda: secrets.randbits(63) | 1
     """Fresh numbers for sessions and arm tokens; seeded in virtual time."""
     guard: GuardLink = field(init=False)
+    telemetry: Contained = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, published_to: TelemetrySink) -> None:
+        self.telemetry = Contained(published_to)
         self.guard = GuardLink(self.site)  # until one is attached
 
     def event(self, name: str, /, **values: Any) -> None:

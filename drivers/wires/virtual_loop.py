@@ -178,6 +178,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         while self._now_ns < until_ns:
             self._now_ns = max(self._world.run_to(until_ns), self._now_ns + 1)
 
+    def jump_ns(self, delay_ns: int) -> None:
+        """The clock is so much later at once; the world has not moved, and must take the difference off."""
+        self._now_ns += delay_ns
+
     async def wait_ns(self, delay_ns: int) -> None:
         """Sleep for a whole number of ns."""
         future = self.create_future()

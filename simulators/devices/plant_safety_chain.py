@@ -92,7 +92,7 @@ class PlantSafetyChain:
                     float(tune[0]["energy_mev_u"]) + float(parameters["energy_offset_mev_u"]) if spilling() else 0.0
                 ),
                 "ion_sensor": lambda: CODES[IONS[int(tune[0]["true_ion"])]] if spilling() else 0,
-                "port_sensor_deg": lambda: float(tune[0]["port_deg"]),
+                "port_sensor_deg": lambda: float(tune[0]["port_deg"]) + float(parameters["port_error_deg"]),
                 "beam_present": flag("beam_present"),
             },
             requests={"session": self.session, "command": self.command},

@@ -72,6 +72,7 @@ PARAMETER_FIELDS: Fields = (
     ("ripple", "f8", "relative rms of the intensity"),
     ("spill_cut", "i8", "fault: 1: extraction stops"),
     ("energy_offset_mev_u", "f8", "MeV/u, true energy minus set energy"),
+    ("port_error_deg", "f8", "fault: deg, port that the beam line really leads to, minus the one asked for"),
     ("slew_x_ma_step", "f8", "mA per 10 us"),
     ("slew_y_ma_step", "f8", "mA per 10 us"),
     ("settle_share", "f8", "share of the remaining lag that the field makes up in 10 us"),

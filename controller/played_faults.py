@@ -1,0 +1,149 @@
+"""What a fault scenario does on this side of the wires: to the operator's commands and to the controller's host.
+
+In virtual time only, where room and controller are one process. The room's own faults are the simulators' matter
+(`simulators.fault_player`); `controller.compose` hands over what it cannot reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from controller.commands import SIMULATED, Commands
+from controller.delivery.run import Run
+from controller.delivery.states import UndefinedTransition
+from controller.record.disk import Disk
+from drivers.errors import Refused, Stopped
+
+Undo = Callable[[], None] | None
+SPARE = 0
+"""Descriptors that may still be opened when there are none left."""
+
+
+class FailingDisk(Disk):
+    """A disk that takes nothing from its nth write on (1 is the next one), `count` times (0: ever after)."""
+
+    def __init__(self, nth: int, count: int, errno: int) -> None:
+        self._writes = 0
+        self._nth = nth
+        self._end = nth + count if count else None
+        self._errno = errno
+
+    def write(self, file: int, data: memoryview) -> int:
+        self._writes += 1
+        if self._writes >= self._nth and (self._end is None or self._writes < self._end):
+            raise OSError(self._errno, os.strerror(self._errno))
+        return super().write(file, data)
+
+
+class DeadDisk(Disk):
+    """The disk of a process that lives no more: what it means to write, nobody writes."""
+
+    def write(self, file: int, data: memoryview) -> int:
+        del file
+        return len(data)
+
+
+class BrokenSink:
+    """Telemetry that fails at every message."""
+
+    def publish(self, topic_name: str, payload: Mapping[str, Any]) -> None:
+        del payload
+        raise ConnectionResetError(f"no broker any more: {topic_name}")
+
+
+class OwnFaults:
+    """Plays faults of operator and host on one run."""
+
+    def __init__(self, run: Run, commands: Commands) -> None:
+        self._run = run
+        self._commands = commands
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._limits: tuple[int, int] | None = None
+
+    def operator(self, how: str, settings: Mapping[str, float | str]) -> Undo:
+        """Something that a human does at the wrong time, or to the wrong file."""
+        if how == "command":
+            task = asyncio.create_task(self._command(str(settings["command"])), name="operator once more")
+            self._tasks.add(task)
+            return None
+        if how == "edited":
+            return self._edit(str(settings["what"]))
+        raise RuntimeError(f"no operator does {how!r}")
+
+    async def _command(self, name: str) -> None:
+        commands = self._commands
+        try:
+            if name == "arm":
+                await commands.arm(SIMULATED, "once more")
+            elif name == "beam_on":
+                await commands.beam_on(SIMULATED)
+            elif name == "prepare":
+                await commands.prepare()
+            else:
+                commands.reset(SIMULATED, "by habit")
+        except (Refused, Stopped, UndefinedTransition) as error:
+            self._run.event("warning", text=f"operator: {name} once more: {error}")
+
+    def _edit(self, what: str) -> Undo:
+        """What was checked is no longer what lies there: it is the memory of the check that changes here.
+
+        The files themselves belong to whoever plays the scenario.
+        """
+        before = self._run.sources
+        if before is None:
+            raise RuntimeError("nobody said what was checked")
+        if what == "plan":
+            self._run.sources = replace(before, plan_file_sha256="0" * 64)
+        elif what == "site":
+            known = before.site_name or before.site.name
+            other = before.site.model_copy(update={"name": f"{before.site.name}-as-checked"})
+            self._run.sources = replace(before, site=other, site_name=known)
+        else:
+            first, *rest = before.maps
+            self._run.sources = replace(before, maps=(replace(first, map_sha256="0" * 64), *rest))
+        return lambda: setattr(self._run, "sources", before)
+
+    def host(self, how: str, settings: Mapping[str, float | str]) -> Undo:
+        """Something that happens to this PC."""
+        if how == "disk":
+            numbers = (int(settings[key]) for key in ("nth", "count", "errno"))
+            return self._disk(FailingDisk(*numbers))
+        if how == "process_killed":
+            self._disk(DeadDisk())
+            return None
+        if how == "broker_gone":
+            telemetry = self._run.telemetry
+            whole, telemetry.sink = telemetry.sink, BrokenSink()
+            return lambda: setattr(telemetry, "sink", whole)
+        if how == "no_descriptors":
+            self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (SPARE, self._limits[1]))
+            return self._descriptors
+        raise RuntimeError(f"no host does {how!r}")
+
+    def _disk(self, disk: Disk) -> Undo:
+        journal = self._run.journal
+        whole = journal.change_disk(disk)
+
+        def repaired() -> None:
+            journal.change_disk(whole)
+
+        return repaired
+
+    def _descriptors(self) -> None:
+        if self._limits is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
+            self._limits = None
+
+    async def close(self) -> None:
+        """After the run: what must not outlive it ends, and commands that failed say so."""
+        self._descriptors()
+        for task in self._tasks:
+            task.cancel()
+            await asyncio.wait((task,))
+            if not task.cancelled():
+                task.result()
