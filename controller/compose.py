@@ -26,6 +26,7 @@ from controller.dose.path import MonitorPath
 from controller.dose.reactor import NEWS_FLAGS
 from controller.dose.sender import make_datagram
 from controller.dose.tape import TAPE, Tape, bad_datagrams, note_control, note_frame, note_silence, turns_done
+from controller.guard_in_room import RoomGuardWires
 from controller.machine.program import LayerProgram
 from controller.played_faults import OwnFaults
 from controller.record.truth import truth_figures
@@ -34,7 +35,6 @@ from drivers.errors import BadInput
 from drivers.wires.frames import BUFFER_BYTES, frame_at, frame_bytes, new_buffer, seal
 from drivers.wires.latency import WireLatency
 from drivers.wires.virtual_loop import VirtualLoop
-from interlocks.guard_digest import WORDS as DIGEST_WORDS
 from interlocks.guard_digest import take_frame
 from simulators.broker import broker_process as broker_process
 from simulators.datagram_faults import LINES, DatagramFaults, next_due, passes, put_aside, taken
@@ -42,7 +42,7 @@ from simulators.faults import Action, Fault
 from simulators.faults import load_faults as load_scenario
 from simulators.plant.build import permit_key
 from simulators.plant.chain import receive_permit
-from simulators.plant.state import FRAME_NS, ION_UNIT, Plant
+from simulators.plant.state import FRAME_NS, ION_UNIT
 from simulators.plant.state import MEMORY as PLANT_MEMORY
 from simulators.plant.step import advance_frame
 from simulators.room import Room
@@ -205,51 +205,6 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
     return s.t_ns
 
 
-class RoomGuardWires:
-    """All wires of a guard in this process: frames by the compiled room, permits to its chain, the link in memory.
-
-    Both ends of the link: `heard` and `answer` are the guard's, `send` and `receive` the controller's.
-    """
-
-    def __init__(self, plant: Plant) -> None:
-        self.digest = np.zeros(DIGEST_WORDS, np.int64)
-        self._plant = plant
-        self._permit = new_buffer()
-        self._to_guard: list[bytes] = []
-        self._to_controller: list[bytes] = []
-        self.dead = False
-        """The guard's process has ended: it hears and says nothing any more."""
-
-    def take_frames(self) -> None:
-        """The room has put them into the digest."""
-
-    def send_permit(self, data: bytes) -> None:
-        """To the safety chain, at once."""
-        if self.dead:
-            return
-        self._permit.u8[: len(data)] = np.frombuffer(data, np.uint8)
-        receive_permit(self._plant.memory[0], self._permit, len(data), int(self._plant.state["t_ns"]))
-
-    def heard(self) -> list[bytes]:
-        """What the controller has sent."""
-        came, self._to_guard = self._to_guard, []
-        return [] if self.dead else came
-
-    def answer(self, data: bytes) -> None:
-        """To the controller."""
-        if not self.dead:
-            self._to_controller.append(data)
-
-    def send(self, data: bytes) -> None:
-        """To the guard."""
-        self._to_guard.append(data)
-
-    def receive(self) -> list[bytes]:
-        """What the guard has answered."""
-        came, self._to_controller = self._to_controller, []
-        return came
-
-
 class RunPlaces:
     """Where a run is in its plan (`simulators.fault_player.PlanPlaces`)."""
 
@@ -282,7 +237,8 @@ class VirtualWorld:
         self._tape_address = self._tape.memory.ctypes.data
         self._recorded: Callable[[], None] = lambda: None
         self._streaming = np.zeros(4, np.int64)
-        self._guard = RoomGuardWires(self.room.plant)
+        self._permit = new_buffer()
+        self._guard = RoomGuardWires(self._guard_permit)
         self.lines = DatagramFaults()
         self._own_faults: OwnFaults | None = None
         self._ahead_ns = 0
@@ -303,6 +259,11 @@ class VirtualWorld:
             self._streaming[number - 1] = int(destination[2])
         elif number == 2:
             self._streaming[GUARD_STREAM] = int(destination[2])
+
+    def _guard_permit(self, data: bytes) -> None:
+        plant = self.room.plant
+        self._permit.u8[: len(data)] = np.frombuffer(data, np.uint8)
+        receive_permit(plant.memory[0], self._permit, len(data), int(plant.state["t_ns"]))
 
     def record(self, tape: Tape, recorded: Callable[[], None]) -> None:
         """Before the run: keep a tape of all frames; `recorded` is called whenever the room has advanced."""
@@ -407,7 +368,8 @@ class VirtualWorld:
             self._guard.dead = True
             return None
         if action.how in STALLS:
-            return self._stall(action.how, round(float(action.settings["ms"]) * 1e6))
+            self._stall(action.how, round(float(action.settings["ms"]) * 1e6))
+            return None
         own = self._own_faults
         if own is None:
             raise BadInput(f"fault {fault.name}: nobody has opened a session at {fault.place.words()}; try 'prepared'")

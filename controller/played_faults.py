@@ -11,6 +11,7 @@ import os
 import resource
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from controller.commands import SIMULATED, Commands
 from controller.delivery.run import Run
@@ -104,7 +105,7 @@ class OwnFaults:
             self._run.sources = replace(before, site=other, site_name=known)
         else:
             first, *rest = before.maps
-            self._run.sources = replace(before, maps=(replace(first, map_sha256="0" * 64), *rest))
+            self._run.sources = replace(before, maps=(replace(first, version=first.version + 1), *rest))
         return lambda: setattr(self._run, "sources", before)
 
     def host(self, how: str, settings: Mapping[str, float | str]) -> Undo:

@@ -16,6 +16,7 @@ from controller.telemetry_schema import encode
 
 log = logging.getLogger(__name__)
 
+
 class TelemetrySink(Protocol):
     """What publishes."""
 

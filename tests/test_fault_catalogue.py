@@ -18,8 +18,6 @@ from simulators.fault_kinds import NO_TRIP, REFUSED, Kind, catalogue, parse_cata
 from simulators.faults import load_faults, parse_faults
 from simulators.faults_page import entry
 from simulators.plant.state import CAUSE_SILENCE, ION_UNIT
-from sites.loader import load_site
-from sites.schema import Site
 from tests.delivery_rig import EXAMPLES, Delivery, run_delivery
 from tests.make_plan import BeamSpec, LayerSpec, SetupSpec, grid, make_plan, write_plan
 
@@ -30,21 +28,14 @@ SPIKE = catalogue()["spill_spike"]
 def gated(tmp_path: Path) -> Path:
     """A plan that waits for the patient's breathing."""
     beam = BeamSpec(layers=[LayerSpec(250.0, grid(16, 8.0)), LayerSpec(240.0, grid(16, 8.0))])
-    return write_plan(tmp_path / "gated.dcm", make_plan([beam], setups=[SetupSpec(motion=("GATING", "EXTERNAL_MARKER"))]))
-
-
-def guarded() -> Site:
-    """The site where also the guard must permit beam."""
-    site = load_site("carbon-fixed")
-    rules = site.permits.model_copy(update={"required": ("controller", "guard")})
-    return site.model_copy(update={"permits": rules})
+    return write_plan(
+        tmp_path / "gated.dcm", make_plan([beam], setups=[SetupSpec(motion=("GATING", "EXTERNAL_MARKER"))])
+    )
 
 
 def play(kind: Kind, tmp_path: Path, **more: Any) -> Delivery:
     """The example of a fault on a plan of a few tens of spots, where it can show."""
     plan = gated(tmp_path) if kind.name.startswith("gate_") else PLAN
-    if kind.name == "guard_killed":
-        return run_delivery(plan, guarded(), tmp_path / "t", faults=entry(kind, **more))
     return run_delivery(plan, "carbon-fixed", tmp_path / "t", faults=entry(kind, **more), site_name="carbon-fixed")
 
 
@@ -109,11 +100,6 @@ def test_a_killed_controller_leaves_the_room_safe_and_the_record_open(tmp_path: 
     assert delivery.plant["closed"] == 0
     assert delivery.plant["cause"] == CAUSE_SILENCE
     assert delivery.summary["unclosed"]
-
-
-def test_where_nobody_has_a_session_no_host_can_fail(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="broker_gone: nobody has opened a session"):
-        play(catalogue()["broker_gone"], tmp_path, at={"state": "start"})
 
 
 def test_what_is_expected_of_a_fault_is_in_the_matrix() -> None:
