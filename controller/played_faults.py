@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from controller.commands import SIMULATED, Commands
+from controller.commands import Commands
 from controller.delivery.run import Run
 from controller.delivery.states import UndefinedTransition
 from controller.record.disk import Disk
 from drivers.errors import Refused, Stopped
+from interlocks.roles import SIMULATED
 
 Undo = Callable[[], None] | None
 SPARE = 0
