@@ -324,17 +324,6 @@ class VirtualWorld:
                 if self._own_faults is not None:
                     await self._own_faults.close()
 
-    def lose_controller(self) -> MonitorPath:
-        """The controller is gone, the plant lives on: frames and permits of the old one end now.
-
-        Returns the path of a new one, which nobody has given a key, a session or a field.
-        """
-        self.monitor = Monitor()
-        self._find_memories()
-        self.path = MonitorPath(self.site, self.monitor)
-        self.path.guard_wires = self._guard
-        return self.path
-
     @property
     def played(self) -> list[dict[str, Any]]:
         """What has become of the faults so far."""
