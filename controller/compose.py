@@ -38,8 +38,13 @@ from drivers.wires.virtual_loop import VirtualLoop
 from interlocks.guard_digest import take_frame
 from simulators.broker import broker_process as broker_process
 from simulators.datagram_faults import LINES, DatagramFaults, next_due, passes, put_aside, taken
-from simulators.faults import Action, Fault
+from simulators.fault_kinds import NO_TRIP, REFUSED
+from simulators.fault_kinds import Kind as CatalogueFault
+from simulators.fault_kinds import Parameter as CatalogueParameter
+from simulators.fault_kinds import catalogue as fault_catalogue
+from simulators.faults import Action, Fault, Scenario
 from simulators.faults import load_faults as load_scenario
+from simulators.faults import parse_faults as parse_scenario
 from simulators.plant.build import permit_key
 from simulators.plant.chain import receive_permit
 from simulators.plant.state import FRAME_NS, ION_UNIT
@@ -51,9 +56,17 @@ from simulators.truth_file import read_truths as read_truths
 from sites.schema import Site
 
 __all__ = [
+    "ION_UNIT",
+    "NO_TRIP",
+    "REFUSED",
+    "CatalogueFault",
+    "CatalogueParameter",
+    "Scenario",
     "VirtualWorld",
     "broker_process",
+    "fault_catalogue",
     "load_scenario",
+    "parse_scenario",
     "read_truths",
     "serve_room",
     "site_key",

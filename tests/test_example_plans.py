@@ -18,7 +18,7 @@ from sites.plans.make_examples import EXAMPLES, write
 from sites.plans.phantom import FWHM_PER_SIGMA
 
 ROOT = Path(__file__).parents[1]
-CARBON = ["demo_carbon_2field", "small_carbon"]
+CARBON = ["demo_carbon_2field", "small_carbon", "lattice_carbon"]
 FALSE_POSITIVE = "Missing attribute Type 1C Conditional Element=<ModulatedScanModeType>"
 """dciodvfy wants it for every modulated beam; PS3.3 C.8.8.25 for MODULATED_SPEC only, which these are not."""
 
@@ -107,5 +107,5 @@ def test_the_demo_gives_about_20_seconds_of_beam() -> None:
 
 
 def test_an_unknown_example_names_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="demo_carbon_2field, demo_proton_1field, small_carbon"):
+    with pytest.raises(BadInput, match="demo_carbon_2field, demo_proton_1field, gated_carbon, lattice_carbon, small_carbon, small_proton"):
         example_plan("../../../etc/passwd")

@@ -195,6 +195,7 @@ STATE_FIELDS: Fields = (
     ("rate_units_ns", "i8", "ion units per ns in this frame"),
     ("beam_ns", "i8", "ns of beam in this frame"),
     ("beam_present", "i8", "1: beam in the last frame"),
+    ("beam_last_ns", "i8", "ns, end of the last step with beam"),
     ("particles", "i8", "ion units through the nozzle since power-up"),
     # magnets
     ("set_x_ma", "f8", "mA"),

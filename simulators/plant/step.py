@@ -95,6 +95,7 @@ def busy_frame(plant, t_ns):
         watch_backup(plant)
         if units > 0:
             s.beam_ns += beam_ns
+            s.beam_last_ns = t + STEP_NS
             s.spill_left -= units
             s.particles += units
             beam_position(plant)

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian, RTIonPlanStorage
 
-from sites.plans.phantom import CARBON, PROTON, Ion, Sphere, SpotLayer, fill
+from sites.plans.phantom import CARBON, PROTON, Ion, Lattice, Sphere, SpotLayer, fill
 
 DATE, TIME = "20260105", "120000"
 
@@ -39,7 +39,9 @@ class Example:
     label: str
     machine: Machine
     fractions: int
-    fields: tuple[tuple[str, float, Sphere], ...]
+    fields: tuple[tuple[str, float, Sphere | Lattice], ...]
+    motion: tuple[str, str] | None = None
+    """Respiratory motion compensation and its signal source: the plan is gated."""
 
 
 REF_C = Machine("REF-C", CARBON, (9000.0, 8500.0), 450.0, "2")
@@ -67,6 +69,25 @@ EXAMPLES = {
             ("B_VERTICAL", 0.0, Sphere(95.0, 8.0, 2, 3.0, 2.0e5, 0.2, most_spots=12)),
         ),
     ),
+    "small_proton": Example(
+        "SMALL_P_1F", REF_P, 1, (("A_LATERAL", 90.0, Sphere(125.0, 9.0, 2, 4.5, 1.0e7, 0.5, most_spots=10)),)
+    ),
+    "lattice_carbon": Example(
+        "LATTICE_C_2F",
+        REF_C,
+        1,
+        (
+            ("A_LATERAL", 90.0, Lattice((130.0, 100.0), 2, 30.0, 2.0e7)),
+            ("B_VERTICAL", 0.0, Lattice((115.0,), 2, 30.0, 2.0e7)),
+        ),
+    ),
+    "gated_carbon": Example(
+        "GATED_C_1F",
+        REF_C,
+        1,
+        (("A_OBLIQUE", 35.0, Sphere(110.0, 8.0, 2, 3.0, 2.0e5, 0.2, most_spots=12)),),
+        motion=("GATING", "EXTERNAL_MARKER"),
+    ),
 }
 
 
@@ -80,12 +101,16 @@ def build(example: Example) -> Dataset:
     """The plan as a data set, ready to be written."""
     plan = _head(example)
     numbered = list(enumerate(example.fields, start=1))
-    beams = [_beam(example.machine, number, name, gantry, sphere) for number, (name, gantry, sphere) in numbered]
+    beams = [_beam(example.machine, number, name, gantry, target) for number, (name, gantry, target) in numbered]
     plan.FractionGroupSequence = Sequence([_fraction_group(example, beams)])
     setup = Dataset()
     setup.PatientSetupNumber = 1
     setup.PatientPosition = "HFS"
     setup.SetupTechnique = "ISOCENTRIC"
+    if example.motion is not None:
+        motion = Dataset()
+        motion.RespiratoryMotionCompensationTechnique, motion.RespiratorySignalSource = example.motion
+        setup.MotionSynchronizationSequence = Sequence([motion])
     plan.PatientSetupSequence = Sequence([setup])
     plan.IonBeamSequence = Sequence(beams)
     plan.ApprovalStatus = "APPROVED"
@@ -150,8 +175,8 @@ def _fraction_group(example: Example, beams: list[Dataset]) -> Dataset:
     return group
 
 
-def _beam(machine: Machine, number: int, name: str, gantry_deg: float, sphere: Sphere) -> Dataset:
-    layers = fill(machine.ion, sphere)
+def _beam(machine: Machine, number: int, name: str, gantry_deg: float, target: Sphere | Lattice) -> Dataset:
+    layers = fill(machine.ion, target)
     beam = Dataset()
     beam.Manufacturer = "Spotwise"
     beam.TreatmentMachineName = machine.name

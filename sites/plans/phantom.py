@@ -79,6 +79,19 @@ class Sphere:
 
 
 @dataclass(frozen=True, slots=True)
+class Lattice:
+    """A target that gets its dose in a few strong spots far from each other, as in lattice and GRID irradiation."""
+
+    depths_mm: tuple[float, ...]
+    """Of the layers in water, deepest first."""
+    side: int
+    """Spots in a row, and rows."""
+    spacing_mm: float
+    particles: float
+    """Of each spot."""
+
+
+@dataclass(frozen=True, slots=True)
 class SpotLayer:
     """One layer, spots in the order of delivery."""
 
@@ -88,7 +101,26 @@ class SpotLayer:
     mu: tuple[float, ...]
 
 
-def fill(ion: Ion, sphere: Sphere) -> tuple[SpotLayer, ...]:
+def fill(ion: Ion, target: Sphere | Lattice) -> tuple[SpotLayer, ...]:
+    """Fill a target with layers, deepest first."""
+    return _fill_lattice(ion, target) if isinstance(target, Lattice) else _fill_sphere(ion, target)
+
+
+def _fill_lattice(ion: Ion, lattice: Lattice) -> tuple[SpotLayer, ...]:
+    layers = []
+    for depth_mm in lattice.depths_mm:
+        energy = ion.energy_mev_u(depth_mm)
+        half = (lattice.side - 1) / 2.0
+        xy = []
+        for row in range(lattice.side):
+            columns = range(lattice.side) if row % 2 == 0 else range(lattice.side - 1, -1, -1)
+            xy += [((i - half) * lattice.spacing_mm, (half - row) * lattice.spacing_mm) for i in columns]
+        mu = round(lattice.particles / ion.particles_per_mu(energy), 3)
+        layers.append(SpotLayer(energy, ion.spot_fwhm_mm(energy), tuple(xy), (mu,) * len(xy)))
+    return tuple(layers)
+
+
+def _fill_sphere(ion: Ion, sphere: Sphere) -> tuple[SpotLayer, ...]:
     """Fill a sphere with layers, deepest first, spots row by row and back (boustrophedon).
 
     Weights fall towards shallower layers, as they do where deeper ones have already passed through, and

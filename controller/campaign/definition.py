@@ -1,0 +1,137 @@
+"""What a campaign consists of, read from `definition.toml`: rooms, places, numbers of cases, and what cannot be raised."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from controller.compose import fault_catalogue
+from drivers.errors import BadInput
+from interlocks.conditions import matrix
+from sites.loader import load_site
+from sites.plans import example_plan
+from sites.schema import Site
+
+DEFINITION = Path(__file__).with_name("definition.toml")
+"""The shipped campaign."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """One plan on one site."""
+
+    name: str
+    plan: str
+    """A shipped example plan."""
+    site: str
+    guard: bool = False
+    """The guard's permits are required, too."""
+    faults: tuple[str, ...] = ()
+    """Only these faults of the catalogue; empty: all."""
+
+    def load(self) -> Site:
+        """The site as this room has it."""
+        site = load_site(self.site)
+        if not self.guard:
+            return site
+        permits = site.permits.model_copy(update={"required": ("controller", "guard")})
+        return site.model_copy(update={"permits": permits})
+
+    @property
+    def plan_path(self) -> Path:
+        """The plan's file."""
+        return example_plan(self.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A scenario that the catalogue has no fault for: what it may end with is written beside it."""
+
+    name: str
+    room: str
+    scenario: str
+    expected: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many treatments."""
+
+    fault_free: int
+    """In each room without a restriction to some faults, together."""
+    coarse: int
+    """Places of each fault in each room; 0: all."""
+    refine: int
+    """Steps around the worst of them, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """All of it."""
+
+    rooms: Mapping[str, Room]
+    sizes: Mapping[str, Size]
+    """By name: full, slice."""
+    extras: tuple[Extra, ...]
+    unreachable: Mapping[str, str]
+    """Interlock condition: why no fault in virtual time can raise it."""
+    bounds_gy: Mapping[str, str]
+    """Fault: words on what physics allows to exceed, empty for none."""
+    sha256: str
+
+    def faults_of(self, room: Room) -> tuple[str, ...]:
+        """Faults of the catalogue that are played in a room, in the catalogue's order."""
+        known = [name for name, kind in fault_catalogue().items() if "virtual" in kind.clocks]
+        return tuple(name for name in known if not room.faults or name in room.faults)
+
+
+@cache
+def shipped() -> Definition:
+    """The definition that ships."""
+    return read_definition(DEFINITION)
+
+
+def read_definition(path: Path) -> Definition:
+    """Read a definition. Raises `BadInput` that names the file and what is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{path}: no definition of a campaign: {error}") from error
+    try:
+        rooms = {name: Room(name, **_tuples(entry)) for name, entry in data["rooms"].items()}
+        definition = Definition(
+            rooms=rooms,
+            sizes={name: Size(**entry) for name, entry in data["sizes"].items()},
+            extras=tuple(Extra(**_tuples(entry)) for entry in data.get("extra", [])),
+            unreachable=data.get("unreachable", {}),
+            bounds_gy=data.get("bounds_gy", {}),
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path}: no definition of a campaign: {error!r}") from error
+    _check(path, definition)
+    return definition
+
+
+def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
+def _check(path: Path, definition: Definition) -> None:
+    known = fault_catalogue()
+    for room in definition.rooms.values():
+        unknown = set(room.faults) - set(known)
+        if unknown:
+            raise BadInput(f"{path}: room {room.name}: no faults are called {', '.join(sorted(unknown))}")
+    for extra in definition.extras:
+        if extra.room not in definition.rooms:
+            raise BadInput(f"{path}: {extra.name}: there is no room {extra.room!r}")
+    unknown = set(definition.unreachable) - set(matrix())
+    if unknown:
+        raise BadInput(f"{path}: unreachable: no conditions are called {', '.join(sorted(unknown))}")
