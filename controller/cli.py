@@ -161,6 +161,19 @@ def parser() -> argparse.ArgumentParser:
         "--directory", type=_path, default=Path(), metavar="DIR", help="where treatments go (default: .)"
     )
 
+    campaign = _command(
+        commands, "campaign", _campaign, "many simulated treatments with faults, judged by what happened"
+    )
+    campaign.add_argument("--slice", action="store_true", help="every fault in every room, a few places each: minutes")
+    campaign.add_argument("--seed", type=_seed, default=0, help="of places, strengths and rooms (default 0)")
+    campaign.add_argument(
+        "--out", type=_path, metavar="DIR", help="results; a campaign that is there goes on (default: campaign-...)"
+    )
+    campaign.add_argument("--workers", type=_seed, metavar="N", help="processes on this PC (default: one a core)")
+    campaign.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786, instead")
+    campaign.add_argument("--only", metavar="TEXT", help="only jobs with this in their name, such as spill_spike")
+    campaign.add_argument("--shrink", action="store_true", help="make unsafe cases small: DIR/unsafe/*.toml")
+
     interlocks = _command(commands, "interlocks", _interlocks, "every interlock condition: cause, place, budget, hint")
     del interlocks
     return top
@@ -344,6 +357,17 @@ def _bench(options: argparse.Namespace) -> int:
     else:
         print(result.to_text())
     return 0
+
+
+def _campaign(options: argparse.Namespace) -> int:
+    from controller.campaign.command import campaign, exit_status, to_text  # noqa: PLC0415
+
+    summary = campaign(options)
+    if options.json:
+        print_json({key: value for key, value in summary.items() if key != "bad"} | {"bad": len(summary["bad"])})
+    else:
+        say(to_text(summary))
+    return exit_status(summary)
 
 
 def _interlocks(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What a room really delivered, as a file: one structured array (units, x, y) a field, by visit id.
+"""What a room really delivered, as a file: one structured array (units, x, y, rr) a field, by visit id.
 
 `units` is charge in 2^-20 ion; `x` and `y` are sums of units x position in mm at isocentre. The controller never
 sees any of it during a treatment; figures against the truth are made from it afterwards.

@@ -107,5 +107,8 @@ def test_the_demo_gives_about_20_seconds_of_beam() -> None:
 
 
 def test_an_unknown_example_names_the_known_ones() -> None:
-    with pytest.raises(BadInput, match="demo_carbon_2field, demo_proton_1field, gated_carbon, lattice_carbon, small_carbon, small_proton"):
+    with pytest.raises(
+        BadInput,
+        match="demo_carbon_2field, demo_proton_1field, gated_carbon, lattice_carbon, small_carbon, small_proton",
+    ):
         example_plan("../../../etc/passwd")

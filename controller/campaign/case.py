@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from controller.campaign.definition import Room
+from controller.campaign.misplaced import misplaced, nothing_planned
 from controller.campaign.truth_dose import TruthDose, truth_dose
 from controller.campaign.verdict import Facts, Reaction, Verdict, judge
 from controller.compose import ION_UNIT, Scenario, VirtualWorld, parse_scenario, site_key, wire_latencies
@@ -184,12 +185,15 @@ class _Played:
         events = [event for part in journal.parts for event in part.events]
         end = journal.end or {}
         dose = truth_dose(truths, ION_UNIT, programs) if programs else TruthDose(0, 0, 0, 0, 0, 0, 0)
+        misplaced_gy, harm_gy = misplaced(truths, ION_UNIT, programs) if programs else (0.0, 0.0)
         first = next((e for e in events if e["event"] == "trip" and e["first_out"]), None)
         return replace(
             bare,
             first_out="" if first is None else str(first["id"]),
             detail="" if first is None else str(first["detail"])[:200],
             dose=dose,
+            misplaced_gy=misplaced_gy,
+            harm_gy=harm_gy,
             outside=_outside_tolerance(self.site, truths, programs, visits),
             unaccounted_gy=_unaccounted(truths, programs, visits),
             miscounted=_miscounted(events, visits, end, self.world.room.plant.state),
@@ -264,14 +268,8 @@ def _unaccounted(truths: list[Any], programs: list[list[Any]], visits: Any) -> f
         booked = visits["visit"][visits["field"] == index]
         left[booked[booked < len(left)]] = np.zeros(1, left.dtype)
         missing.append(left)
-        none_planned.append([replace(p, visits=_emptied(p.visits)) for p in layers])
+        none_planned.append([nothing_planned(p) for p in layers])
     return truth_dose(missing, ION_UNIT, none_planned).excess_gy if missing else 0.0
-
-
-def _emptied(visits: Any) -> Any:
-    rows = visits.copy()
-    rows["particles"] = 0.0
-    return rows
 
 
 def _miscounted(events: list[dict[str, Any]], visits: Any, end: dict[str, Any], plant: Any) -> tuple[str, ...]:

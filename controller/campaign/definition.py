@@ -1,4 +1,4 @@
-"""What a campaign consists of, read from `definition.toml`: rooms, places, numbers of cases, and what cannot be raised."""
+"""What a campaign consists of, read from `definition.toml`: rooms, numbers of cases, what cannot be raised."""
 
 from __future__ import annotations
 
@@ -29,18 +29,12 @@ class Room:
     plan: str
     """A shipped example plan."""
     site: str
-    guard: bool = False
-    """The guard's permits are required, too."""
     faults: tuple[str, ...] = ()
     """Only these faults of the catalogue; empty: all."""
 
     def load(self) -> Site:
-        """The site as this room has it."""
-        site = load_site(self.site)
-        if not self.guard:
-            return site
-        permits = site.permits.model_copy(update={"required": ("controller", "guard")})
-        return site.model_copy(update={"permits": permits})
+        """Its site."""
+        return load_site(self.site)
 
     @property
     def plan_path(self) -> Path:
@@ -80,8 +74,6 @@ class Definition:
     extras: tuple[Extra, ...]
     unreachable: Mapping[str, str]
     """Interlock condition: why no fault in virtual time can raise it."""
-    bounds_gy: Mapping[str, str]
-    """Fault: words on what physics allows to exceed, empty for none."""
     sha256: str
 
     def faults_of(self, room: Room) -> tuple[str, ...]:
@@ -110,7 +102,6 @@ def read_definition(path: Path) -> Definition:
             sizes={name: Size(**entry) for name, entry in data["sizes"].items()},
             extras=tuple(Extra(**_tuples(entry)) for entry in data.get("extra", [])),
             unreachable=data.get("unreachable", {}),
-            bounds_gy=data.get("bounds_gy", {}),
             sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
     except (KeyError, TypeError, AttributeError) as error:

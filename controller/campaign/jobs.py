@@ -58,7 +58,9 @@ def _free(definition: Definition, size: str, seed: int) -> Iterator[Job]:
         share = total // len(rooms) + (index < total % len(rooms))
         seeds = [seed * 1_000_000 + k for k in range(share)]
         for first in range(0, share, FREE_AT_ONCE):
-            yield Job(f"free-{room}-{seed}-{first:04d}", "free", room, "none", tuple(seeds[first : first + FREE_AT_ONCE]))
+            yield Job(
+                f"free-{room}-{seed}-{first:04d}", "free", room, "none", tuple(seeds[first : first + FREE_AT_ONCE])
+            )
 
 
 def run_job(job: Job) -> dict[str, Any]:

@@ -23,6 +23,7 @@ FRAME_S = 1e-4
 SPAN_S = 0.02
 """After a place, in which its worst moment is looked for: two visits of carbon, and the longest frame-to-chain path."""
 GOLDEN = 0.618
+WITHOUT_BEAM = ("prepared", "arming", "armed", "layer_done", "field_done")
 WORTH_GY = 1e-5
 """A worst point with less is not worth a closer look."""
 
@@ -49,15 +50,15 @@ def hunt(
     numbers = random.Random(f"{seed}|{room.name}|{fault}")
     trials = _coarse(room, kind, numbers, coarse)
     played = [(trial, player(_case(room, kind, trial, seed))) for trial in trials]
-    trial, worst = max(played, key=lambda pair: pair[1].facts.dose.worst_gy)
+    trial, worst = max(played, key=lambda pair: pair[1].facts.harm_gy)
     found = [verdict for _, verdict in played]
-    if worst.facts.dose.worst_gy < WORTH_GY:
+    if worst.facts.harm_gy < WORTH_GY:
         return found
 
     def excess(frames: int) -> float:
         moved = Trial(trial.values, {**trial.at, "s": round(trial.at.get("s", 0.0) + frames * FRAME_S, 7)})
         found.append(player(_case(room, kind, moved, seed)))
-        return found[-1].facts.dose.worst_gy
+        return found[-1].facts.harm_gy
 
     golden_section(excess, 0, round(SPAN_S / FRAME_S), refine)
     return found
@@ -67,6 +68,8 @@ def _coarse(room: Room, kind: CatalogueFault, numbers: random.Random, count: int
     site, report = prepared(room)
     assert report.loaded is not None
     places = coarse_places(report.loaded.plan, site)
+    if "for_s" in kind.example:  # what passes must pass while there is beam
+        places = [place for place in places if place.get("state") not in WITHOUT_BEAM]
     example = kind.example["at"]
     if example.get("state") in ("start", "prepared", "arming"):
         places.insert(0, dict(example))  # it does nothing later: what it changes is looked at before the first layer

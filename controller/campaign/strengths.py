@@ -1,4 +1,4 @@
-"""How strongly a fault is tried: its example, the ends of its ranges, and values drawn between, all from the catalogue."""
+"""How strongly a fault is tried: its example, the ends of its ranges, and values between, all from the catalogue."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a played treatment is called: safe and named, safe but unnamed, or unsafe. Facts in, verdict out, nothing else.
 
-Unsafe is: an excess at the worst point of 0.25 Gy or more, beam at the plant after the end, a treatment called completed
-with spots outside tolerance in truth, counts that do not add up, or a treatment that hangs or dies of a defect.
+Unsafe is: an excess at the worst point of 0.25 Gy or more, beam at the plant after the end, a treatment called
+completed with spots outside tolerance in truth, counts that do not add up, or a treatment that hangs or dies.
 Named is: the first-out is one that the fault may have, or the treatment completed within tolerance where that is
 allowed: the fault does no harm, it is weaker than what must be found, or it came too late to be found.
 """
@@ -62,6 +62,10 @@ class Facts:
     first_out: str = ""
     detail: str = ""
     dose: TruthDose = NOTHING
+    misplaced_gy: float = 0.0
+    """At the worst point, from ions further than the position limit from their planned place."""
+    harm_gy: float = 0.0
+    """At the worst point, from these and from ions too many: what a treatment is judged by."""
     outside: tuple[str, ...] = ()
     """Completed spots outside tolerance in truth, in words."""
     unaccounted_gy: float = 0.0
@@ -112,9 +116,9 @@ class Verdict:
             "ended": self.ended,
             "detail": facts.detail,
             "false_trip": self.false_trip,
-            "worst_gy": round(facts.dose.worst_gy, 9),
+            "harm_gy": round(facts.harm_gy, 9),
             "excess_gy": round(facts.dose.excess_gy, 9),
-            "misplaced_gy": round(facts.dose.misplaced_gy, 9),
+            "misplaced_gy": round(facts.misplaced_gy, 9),
             "average_gy": round(facts.dose.average_gy, 9),
             "unaccounted_gy": round(facts.unaccounted_gy, 9),
             "settled": facts.settled,
@@ -147,8 +151,8 @@ def _unsafe(facts: Facts) -> list[str]:
     why = []
     if facts.defect:
         why.append(f"a defect or a hang: {facts.defect}")
-    if facts.dose.worst_gy >= facts.limit_gy:
-        why.append(f"{facts.dose.worst_gy:.3g} Gy too much at the worst point; the limit is {facts.limit_gy:g} Gy")
+    if not facts.harm_gy < facts.limit_gy:
+        why.append(f"{facts.harm_gy:.3g} Gy too much at the worst point; the limit is {facts.limit_gy:g} Gy")
     if facts.beam_at_end:
         why.append("beam at the plant, or a closed chain, at the end of the treatment")
     if facts.particles_after:

@@ -332,8 +332,8 @@ ENGINE_RESULT = np.dtype(
     align=True,
 )
 LATCH = np.dtype([("visit", "<i8"), ("counts", "<i8")], align=True)
-TRUTH = np.dtype([("units", "<i8"), ("x", "<f8"), ("y", "<f8")], align=True)
-"""Per visit: ion units, and sums of ion units x position."""
+TRUTH = np.dtype([("units", "<i8"), ("x", "<f8"), ("y", "<f8"), ("rr", "<f8")], align=True)
+"""Per visit: ion units, sums of ion units x position, and of ion units x squared distance from the isocentre."""
 
 
 CDF_HALF_WIDTH = 6.0

@@ -104,11 +104,14 @@ def busy_frame(plant, t_ns):
             row.units += here
             row.x += float(here) * s.x_mm
             row.y += float(here) * s.y_mm
+            rr_mm2 = s.x_mm * s.x_mm + s.y_mm * s.y_mm
+            row.rr += float(here) * rr_mm2
             if units > here:
                 row = plant.truth[s.eng_visit]
                 row.units += units - here
                 row.x += float(units - here) * s.x_mm
                 row.y += float(units - here) * s.y_mm
+                row.rr += float(units - here) * rr_mm2
             segment = plant.segments[s.eng_changed]
             segment[0] += float(units)
             segment[1] += float(units) * s.x_mm

@@ -1,0 +1,95 @@
+"""All verdicts of a campaign in figures: by fault, by room, by condition; the same verdicts give the same bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from controller.campaign.verdict import SAFE_NAMED, SAFE_UNNAMED, UNSAFE
+
+Case = dict[str, Any]
+
+
+def summarise(results: Iterable[dict[str, Any]], head: dict[str, Any], jobs: int) -> dict[str, Any]:
+    """The figures of `campaign --json` without `report`. `jobs`: how many the campaign has, done or not."""
+    kept = list(results)
+    cases = [case for result in kept for case in result["cases"]]
+    played = [case for case in cases if case["fault"] != "none"]
+    faults = list(dict.fromkeys(result["what"] for result in kept if result["kind"] != "free"))
+    by_fault = {
+        fault: _fault([case for result in kept if result["what"] == fault for case in result["cases"]])
+        for fault in faults
+    }
+    conditions = sorted({case["ended"] for case in played} - {"none", "refused", "defect", "unknown"})
+    return {
+        **{key: head[key] for key in ("definition", "size", "seed", "version")},
+        "jobs": jobs,
+        "jobs_done": len(kept),
+        **_counts(cases),
+        "fault_free": len(cases) - len(played),
+        "false_trips": sum(case["false_trip"] for case in cases),
+        "never_fired": sum(not case["fired"] for case in played),
+        "worst_overdose_gy": _worst(cases, "harm_gy"),
+        "worst_misplaced_gy": _worst(cases, "misplaced_gy"),
+        "worst_unaccounted_gy": _worst(cases, "unaccounted_gy"),
+        "by_fault": by_fault,
+        "by_room": {room: _counts([c for c in cases if c["room"] == room]) for room in _rooms(cases)},
+        "by_condition": {name: _condition([c for c in played if c["ended"] == name]) for name in conditions},
+        "bad": [case for case in cases if case["verdict"] != SAFE_NAMED],
+    }
+
+
+def _rooms(cases: Sequence[Case]) -> list[str]:
+    return list(dict.fromkeys(case["room"] for case in cases))
+
+
+def _counts(cases: Sequence[Case]) -> dict[str, Any]:
+    verdicts = [case["verdict"] for case in cases]
+    return {
+        "cases": len(cases),
+        "safe_named": verdicts.count(SAFE_NAMED),
+        "safe_unnamed": verdicts.count(SAFE_UNNAMED),
+        "unsafe": verdicts.count(UNSAFE),
+    }
+
+
+def _worst(cases: Sequence[Case], key: str) -> float:
+    return max((case[key] for case in cases), default=0.0)
+
+
+def _fault(cases: Sequence[Case]) -> dict[str, Any]:
+    worst = max(cases, key=lambda case: case["harm_gy"])
+    return {
+        **_counts(cases),
+        "completed": sum(case["ended"] == "none" for case in cases),
+        "never_fired": sum(not case["fired"] for case in cases),
+        "worst_overdose_gy": worst["harm_gy"],
+        "worst_misplaced_gy": _worst(cases, "misplaced_gy"),
+        "worst_unaccounted_gy": _worst(cases, "unaccounted_gy"),
+        "worst_scenario": {key: worst[key] for key in ("room", "seed", "place", "scenario", "ended")},
+        "by_room": {
+            room: {**_counts(mine := [c for c in cases if c["room"] == room]), "worst_gy": _worst(mine, "harm_gy")}
+            for room in _rooms(cases)
+        },
+        "ended": {name: sum(c["ended"] == name for c in cases) for name in sorted({c["ended"] for c in cases})},
+    }
+
+
+def _condition(cases: Sequence[Case]) -> dict[str, Any]:
+    reactions = [case["reaction"] for case in cases if case["reaction"] is not None]
+    return {
+        "cases": len(cases),
+        "faults": sorted({case["fault"] for case in cases}),
+        **{
+            key: _spread([r[key] for r in reactions if r[key] is not None])
+            for key in ("fault_to_trip_ms", "trip_to_open_ms", "trip_to_beam_off_ms")
+        },
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {"least": None, "p50": None, "max": None}
+    ordered = sorted(values)
+    return {"least": ordered[0], "p50": ordered[math.ceil(0.5 * len(ordered)) - 1], "max": ordered[-1]}
