@@ -25,6 +25,7 @@ from controller.campaign.definition import Room
 from controller.campaign.misplaced import misplaced, nothing_planned
 from controller.campaign.truth_dose import TruthDose, truth_dose
 from controller.campaign.verdict import Facts, Reaction, Verdict, judge
+from controller.commands import Commands
 from controller.compose import ION_UNIT, Scenario, VirtualWorld, parse_scenario, site_key, wire_latencies
 from controller.delivery.run import Run
 from controller.plan.check import CheckReport, check_plan
@@ -138,9 +139,9 @@ class _Played:
             # the boundary: whatever a treatment dies of is the campaign's finding, not its end
             self.defect = _lines(traceback.format_exc())
 
-    def _watch(self, run: Run, _commands: Any) -> None:
+    def _watch(self, run: Run, commands: Commands) -> None:
         self.runs.append(run)
-        self.world.follow(run)
+        self.world.follow(run, commands)
 
     def verdict(self) -> Verdict:
         """What became of it."""
