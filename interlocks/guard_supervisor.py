@@ -351,10 +351,12 @@ class Supervisor:
         return 2.0 * most / self.site.dosimetry.ktp_min + self.site.tolerances.field_dose_counts
 
     def _allow(self, armed: Armed, wish: Wish, now_ns: int) -> None:
-        if wish.layer == armed.layer:
-            return
         field = self._expected[armed.field]
-        if not armed.layer < wish.layer < len(field.layers):
+        # a resumed layer may come in two: the rest of a visit by itself, then those after it
+        again = wish.layer == armed.layer
+        if again and (armed.limits is None or wish.first_visit <= armed.limits.last_visit):
+            return  # said once more
+        if not (again or armed.layer < wish.layer < len(field.layers)):
             detail = f"layer {wish.layer + 1} after layer {armed.layer + 1} of {len(field.layers)}"
             self._latch(Finding("GUARD_CONTROLLER", float(wish.layer), float(armed.layer), detail))
             return

@@ -295,8 +295,9 @@ def judge_strips(m, t_ns, now_ns):
 @compiled
 def judge_width(m, sigma_mm, expected_mm, t_ns, now_ns):
     """One axis' width against the expected one."""
-    if sigma_mm != sigma_mm or expected_mm <= 0.0:
-        return  # too narrow to have a width, or a visit that was never planned (VISIT_SEQUENCE)
-    deviation = abs(sigma_mm / expected_mm - 1.0)
-    if deviation > m.limits.width:
+    if expected_mm <= 0.0:
+        return  # a visit that was never planned (VISIT_SEQUENCE)
+    # all of its charge on one strip: narrower than can be measured, and no width is not a good width
+    deviation = abs(sigma_mm / expected_mm - 1.0) if sigma_mm == sigma_mm else 1.0
+    if not deviation <= m.limits.width:
         latch(m, SPOT_WIDTH, deviation, m.limits.width, t_ns, now_ns)

@@ -43,6 +43,17 @@ def test_every_spot_is_right_against_the_plant(whole: Delivery) -> None:
     assert all(abs(f["particles_error_pct"]) < 0.5 for f in whole.truth["per_field"])
 
 
+def test_a_weak_beam_is_seen_as_wide_as_it_is_on_strips_with_noise(whole: Delivery) -> None:
+    site = whole.run.site
+    assert site.simulation.strip_noise_counts > 0
+    programs = [p for field in whole.run.programs for p in field]
+    for axis in ("x", "y"):
+        expected = np.concatenate([np.full(len(p.visits), getattr(p, f"sigma_{axis}_mm")) for p in programs])
+        ratio = whole.visits[f"sigma_{axis}_mm"] / expected / site.simulation.sigma_scale
+        assert np.mean(ratio) == pytest.approx(1.0, abs=0.03)
+        assert np.abs(ratio - 1.0).max() < 0.15
+
+
 def test_beam_is_off_between_spots_and_the_read_back_that_let_each_go_is_journalled(whole: Delivery) -> None:
     tail_ns = int(whole.world.room.plant.parameters["tail_ns"])
     visits = whole.visits
@@ -180,7 +191,8 @@ def test_a_magnet_that_drifts_in_a_pause_gets_no_beam_back(tmp_path: Path) -> No
     [
         (fault("plant.gain_1", scale=0.7), {"BACKUP_TRIPPED", "MONITORS_DISAGREE", "SPOT_DOSE_SECONDARY"}),
         (fault("plant.chopper_stuck", value=1), {"BEAM_WITHOUT_REQUEST", "SPOT_DOSE_PRIMARY", "BACKUP_TRIPPED"}),
-        (fault("plant.silent_3", value=1), {"STREAM_SILENT_3", "FRAME_LOSS_3"}),
+        # silent between two spots: the next one's beam comes with no request that anybody has seen
+        (fault("plant.silent_3", value=1), {"STREAM_SILENT_3", "FRAME_LOSS_3", "BEAM_WITHOUT_REQUEST"}),
         (fault("plant.emergency_stop", value=1), {"CHAIN_OPENED", "CHAIN_INPUT"}),
         (fault("plant.offset_x_mm", value=3), {"SPOT_POSITION", "POSITION_MEAN"}),
     ],

@@ -207,10 +207,10 @@ static void judge_strips(memory_t *m, int64_t t_ns, int64_t now_ns)
 
 static void judge_width(memory_t *m, double sigma_mm, double expected_mm, int64_t t_ns, int64_t now_ns)
 {
-    if (sigma_mm != sigma_mm || expected_mm <= 0.0)
+    if (expected_mm <= 0.0)
         return;
-    double deviation = fabs(sigma_mm / expected_mm - 1.0);
-    if (deviation > m->limits.width)
+    double deviation = sigma_mm == sigma_mm ? fabs(sigma_mm / expected_mm - 1.0) : 1.0;
+    if (!(deviation <= m->limits.width))
         latch(m, SPOT_WIDTH, deviation, m->limits.width, t_ns, now_ns);
 }
 
@@ -360,9 +360,10 @@ static sums_t plane_sums(memory_t *m, datagram d, int first, double expected_mm,
     const int64_t *off = m->strip_off + first;
     int64_t *visit = m->strip_sums + first;
     for (int64_t i = w.low; i <= w.high; i++) {
-        int64_t q = ((int64_t)strips[i] - ((pedestals[i] + 128) >> 8)) & ~off[i];
+        int64_t exact = ((int64_t)strips[i] * (1 << FRACTION_BITS) - pedestals[i]) & ~off[i];
+        int64_t q = (exact + HALF) >> FRACTION_BITS;
         int64_t j = i - STRIPS / 2;
-        visit[i] += q;
+        visit[i] += exact;
         sums.s0 += q;
         sums.s1 += q * j;
         sums.s2 += q * j * j;
@@ -462,6 +463,8 @@ typedef struct { sums_t sums; double bias_mm; int64_t quality; } plane_t;
 static plane_t close_plane(memory_t *m, int first, double expected_mm, double sigma_mm, double pitch_mm, double fill)
 {
     window_t w = window(expected_mm, sigma_mm, pitch_mm);
+    for (int64_t i = first + w.low; i <= first + w.high; i++)
+        m->strip_sums[i] = (m->strip_sums[i] + HALF) >> FRACTION_BITS;
     plane_t p = {{0, 0, 0}, 0.0, find_bad(m, first, w, fill) > 0 ? QUALITY_STRIP_FOUND : 0};
     int bad = 0;
     for (int64_t i = w.low; i <= w.high; i++) {
@@ -620,8 +623,10 @@ static int64_t learn_pedestals(memory_t *m, datagram d)
 {
     int64_t most = 0;
     const int32_t *words = (const int32_t *)(const void *)d + PAYLOAD;
+    int shift = m->state.pedestal_frames < FIRST_FRAMES ? FIRST_SHIFT : PEDESTAL_SHIFT;
+    m->state.pedestal_frames += 1;
     for (int i = 0; i < 2 * STRIPS; i++) {
-        m->pedestals[i] += (((int64_t)words[i] << 8) - m->pedestals[i]) >> 6;
+        m->pedestals[i] += ((int64_t)words[i] * (1 << FRACTION_BITS) - m->pedestals[i]) >> shift;
         most = larger(most, llabs(m->pedestals[i]));
     }
     return most;

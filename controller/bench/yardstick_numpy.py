@@ -70,8 +70,9 @@ def _plane_sums(m: Any, frame: Any, first: int, expected: float, sigma: float, p
     high = min(max(int(centre + half), 0), STRIPS - 1) + 1
     words = np.frombuffer(frame, np.int32)[strips.PAYLOAD + first + low : strips.PAYLOAD + first + high]
     own = slice(first + low, first + high)
-    charge = (words - ((m.pedestals[own] + 128) >> 8)) & ~m.strip_off[own]
-    m.strip_sums[own] += charge
+    exact = ((words.astype(np.int64) << strips.FRACTION_BITS) - m.pedestals[own]) & ~m.strip_off[own]
+    m.strip_sums[own] += exact
+    charge = (exact + strips.HALF) >> strips.FRACTION_BITS
     sums: list[int] = (charge @ _WEIGHTS[low:high]).tolist()
     return sums
 
@@ -79,7 +80,9 @@ def _plane_sums(m: Any, frame: Any, first: int, expected: float, sigma: float, p
 def _learn_pedestals(m: Any, words: Any) -> int:
     """As `strips.learn_pedestals`."""
     payload = np.frombuffer(words, np.int32)[strips.PAYLOAD : strips.PAYLOAD + 2 * STRIPS]
-    m.pedestals += ((payload.astype(np.int64) << 8) - m.pedestals) >> 6
+    shift = strips.FIRST_SHIFT if m.state.pedestal_frames < strips.FIRST_FRAMES else strips.PEDESTAL_SHIFT
+    m.state.pedestal_frames += 1
+    m.pedestals += ((payload.astype(np.int64) << strips.FRACTION_BITS) - m.pedestals) >> shift
     return int(np.abs(m.pedestals).max())
 
 

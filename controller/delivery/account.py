@@ -211,7 +211,8 @@ class Ledger:
         first, last = int(program.visits["visit"][0]), int(program.visits["visit"][-1])
         rows = [self._measured.pop(v) for v in sorted(self._measured) if first <= v <= last]
         running = self._running_row()
-        if running is not None and first <= int(running["visit"]) <= last:
+        booked = 0 if self._last is None else self._last[0]  # from the rings, before their link was gone
+        if running is not None and max(first, booked + 1) <= int(running["visit"]) <= last:
             rows.append(running)
         unit = self.run.plan.fields[program.field_index].unit
         per_meterset = program.particles_per_mu if unit == "MU" else 1.0

@@ -39,9 +39,12 @@ class Adaptation:
         self._optics = Optics(site, treatment_machine(site, run.plan.fields[programs[0].field_index]))
         self._tail_ns = (site.accelerator.beam_off_delay_us + 8 * site.dosimetry.primary.lag_us) * 1e3
         self._meters: dict[int, LayerMeter] = {}
-        """By layer index: of layers whose table went to the engine."""
-        total = sum(int(p.visits["preset_counts"].sum(dtype="u8")) for p in programs)
-        self._allowance = int(FIELD_SHARE * total)
+        """By first visit, since a resumed layer may come as two programs: of those whose table went to the engine."""
+        field = programs[0].field_index
+        total = sum(int(p.visits["preset_counts"].sum(dtype="u8")) for p in run.planned[field])
+        spent = 0 if run.carried is None else run.carried.early_moved.get(field, 0)
+        # a field's, over all its parts: a resumed one gets what is left of it, never a fresh share
+        self._allowance = max(0, int(FIELD_SHARE * total) - spent)
         self._estimates: dict[int, Estimate] = {}
 
     def observe(self, rows: NDArray[Any]) -> None:
@@ -62,11 +65,11 @@ class Adaptation:
                 self._feedback.take(
                     float(row["x_mm"]) - float(planned_at["x_mm"]), float(row["y_mm"]) - float(planned_at["y_mm"])
                 )
-            if self._learner is not None and program.layer_index in self._meters:
+            if self._learner is not None and _first(program) in self._meters:
                 self._measure(self._learner, program, row)
 
     def _measure(self, learner: BeamOffLearner, program: LayerProgram, row: Any) -> None:
-        for time_us in self._meters[program.layer_index].take(row):
+        for time_us in self._meters[_first(program)].take(row):
             change = learner.take(program.intensity_level, program.layer_index, time_us)
             if change is not None:
                 self._run.trip(
@@ -87,13 +90,13 @@ class Adaptation:
             late = counts_after(program, learner.learn(program.intensity_level, estimate))
             table = adapted(program, late, self._allowance)
             self._allowance -= abs(table.moved_counts)
-            self._estimates[program.layer_index] = estimate
-        self._meters[program.layer_index] = LayerMeter(program, table, self._tail_ns)
+            self._estimates[_first(program)] = estimate
+        self._meters[_first(program)] = LayerMeter(program, table, self._tail_ns)
         return table
 
     def downloaded(self, program: LayerProgram, table: Table) -> None:
         """The layer's table has been read back from the engine: what was learned and changed goes to the journal."""
-        estimate = self._estimates.pop(program.layer_index, None)
+        estimate = self._estimates.pop(_first(program), None)
         if estimate is None:
             return
         site, v = self._run.site, program.visits
@@ -158,3 +161,7 @@ class Adaptation:
             size = float(np.hypot(*decision.after_mm))
             limit = run.site.scanning.position_feedback_limit_mm
             run.trip("POSITION_FEEDBACK_BOUND", value=size, limit=limit, detail=f"for layer {program.layer_index + 1}")
+
+
+def _first(program: LayerProgram) -> int:
+    return int(program.visits["visit"][0])

@@ -85,7 +85,8 @@ def goes_off(program: LayerProgram) -> NDArray[np.bool_]:
 def spot_bounds(program: LayerProgram) -> Integers:
     """Counts by which each visit may move, so that a spot with all its paintings moves by no more than it may."""
     v = program.visits
-    paintings = np.bincount(v["spot"])[v["spot"]]
+    # of the plan's layer: a resumed part has its last paintings only, and the others had their share
+    paintings = int(v["painting"].max()) + 1
     presets = v["preset_counts"].astype(np.int64)
     bounds: Integers = np.maximum(presets * SPOT_SHARE_PERCENT // 100, SPOT_COUNTS // paintings)
     return bounds

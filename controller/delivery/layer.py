@@ -112,8 +112,11 @@ async def beam_ready(run: Run, program: LayerProgram, request_id: int, *, in_lay
     limit_s = 10.0 + 3 * (a.gap_s + a.energy_step_up_s + a.energy_step_s + a.flat_top_s)
     deadline = Deadline.after(limit_s, f"beam for layer {program.layer_index + 1}")
     while True:
+        # in mid-layer the request stays the same: only the spill's own line tells this spill from the one before, which
+        # slow registers may still speak of
+        spill = not in_layer or a.kind != "synchrotron" or bool(run.path.flags & FLAG_SPILL)
         status = await run.devices.accelerator.status(Deadline.after(COMMAND_S, deadline.purpose))
-        if status.state == READY and status.request_id == request_id:
+        if spill and status.state == READY and status.request_id == request_id:
             sensors = await run.devices.safety_chain.status(Deadline.after(COMMAND_S, deadline.purpose))
             if sensors.energy_sensor_mev_u > 0:
                 break

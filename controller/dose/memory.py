@@ -72,7 +72,7 @@ LIMIT_FIELDS: Fields = (
     ("known_x_1", "u8", "bit i is strip 64 + i"),
     ("known_y_0", "u8", "the same of the y plane"),
     ("known_y_1", "u8", ""),
-    ("hot_pedestal", "i8", "2^-8 units, a strip whose pedestal is farther from zero is hot"),
+    ("hot_pedestal", "i8", "2^-16 units, a strip whose pedestal is farther from zero is hot"),
     ("clear_units", "i8", "charge of a strip in a visit from which its signal is clear"),
     ("strips_bad", "i8", "bad strips in a plane, at most"),
     ("bias_share", "f8", "share of the position limit by which bad strips may move a centroid"),
@@ -158,6 +158,7 @@ STATE_FIELDS: Fields = (
     ("row_s0_y", "i8", ""),
     ("bad_x", "i8", "bad strips of the x plane"),
     ("bad_y", "i8", ""),
+    ("pedestal_frames", "i8", "quiet frames from which strip pedestals were learned"),
     ("mean_count", "i8", "visits in the running mean of position errors"),
     ("alive", "i8", "loop turns, for the watchers"),
     ("lag_max_ns", "i8", "longest frame-to-decision time since last read (real clock)"),
@@ -253,10 +254,10 @@ MEMORY = np.dtype(
         ("state", STATE),
         ("running", VISIT),
         ("scan", "<i4", (SCAN_WORDS,)),
-        ("pedestals", "<i8", (2 * STRIPS,)),  # of the strips, 2^-8 units
+        ("pedestals", "<i8", (2 * STRIPS,)),  # of the strips, 2^-16 units
         ("strip_off", "<i8", (2 * STRIPS,)),  # 0: used, -1: bad and left out
         ("strip_faults", "<i8", (2 * STRIPS,)),  # why: STRIP_* bits of controller.dose.strips
-        ("strip_sums", "<i8", (2 * STRIPS,)),  # charge of the running visit
+        ("strip_sums", "<i8", (2 * STRIPS,)),  # charge of the running visit, 2^-16 units; units once it is closed
         ("errors_x_mm", "<f8", (MEAN_VISITS,)),
         ("errors_y_mm", "<f8", (MEAN_VISITS,)),
         ("plan", PLAN, (MAX_VISITS,)),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.dose.memory import MAX_VISITS, MEASURED_RING, ROW_RING, Monitor
+from controller.dose.strips import FRACTION_BITS
 from controller.machine.program import LayerProgram
 from drivers.errors import Refused, SpotwiseError
 from drivers.wires.frames import FRAME_NS, STRIP_UNITS_PER_COUNT
@@ -98,7 +99,7 @@ class MonitorPath:
             limits[f"known_{axis}_0"], limits[f"known_{axis}_1"] = (
                 sum(1 << (i - first) for i in bad if first <= i < first + 64) for first in (0, 64)
             )
-        limits["hot_pedestal"] = round(strips.hot_units * 256)
+        limits["hot_pedestal"] = round(strips.hot_units * (1 << FRACTION_BITS))
         limits["clear_units"] = round(t.minimum_counts * STRIP_UNITS_PER_COUNT * CLEAR_SHARE)
         limits["strips_bad"] = strips.bad_max
         limits["bias_share"] = strips.bias_share

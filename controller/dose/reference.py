@@ -145,14 +145,15 @@ def window(expected_mm: float, sigma_mm: float, pitch_mm: float) -> range:
 
 def strip_charges(frames: Sequence[Kept], first: int, strips: range) -> dict[int, int]:
     """Charge of each strip over the frames in which it was good; `first` is the plane's first word."""
-    return {
+    exact = {
         i: sum(
-            kept.frame.words[first + i] - ((kept.pedestals[first + i] + 128) >> 8)
+            (kept.frame.words[first + i] << 16) - kept.pedestals[first + i]
             for kept in frames
             if first + i not in kept.bad
         )
         for i in strips
     }
+    return {i: (q + (1 << 15)) >> 16 for i, q in exact.items()}
 
 
 def newly_bad(charge: Mapping[int, int], bad: set[int], clear: int, fill: float) -> set[int]:
@@ -233,6 +234,8 @@ class Integrator:
         self._listener = listener
         self.channels = {1: Channel(), 2: Channel(), 3: Channel()}
         self.pedestals: tuple[int, ...] = (0,) * (2 * STRIPS)
+        """Of the strips, 2^-16 units."""
+        self.pedestal_frames = 0
         self.bad: set[int] = {
             first + bit
             for axis, first in (("x", 0), ("y", STRIPS))
@@ -325,8 +328,10 @@ class Integrator:
                 if self._listener is not None:
                     self._listener.quiet(c.quiet_counts, c.quiet_ns)
                 if frame.stream == 1 and frame.sequence % 8 == 0:
+                    shift = 6 if self.pedestal_frames < 512 else 9
+                    self.pedestal_frames += 1
                     self.pedestals = tuple(
-                        p + (((word << 8) - p) >> 6) for p, word in zip(self.pedestals, frame.words, strict=True)
+                        p + (((word << 16) - p) >> shift) for p, word in zip(self.pedestals, frame.words, strict=True)
                     )
                     self._find_hot()
         if frame.stream == 1:

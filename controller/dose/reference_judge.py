@@ -251,8 +251,9 @@ class Judge:
             (row.sigma_x_mm, plan["sigma_x_strip_mm"] / scale_x),
             (row.sigma_y_mm, plan["sigma_y_strip_mm"] / scale_y),
         ):
-            if expected > 0 and abs(sigma / expected - 1.0) > self._limit("width"):  # a NaN width is not judged
-                self._trip(numbers.SPOT_WIDTH, abs(sigma / expected - 1.0), self._limit("width"))
+            deviation = 1.0 if math.isnan(sigma) else abs(sigma / expected - 1.0) if expected > 0 else 0.0
+            if expected > 0 and deviation > self._limit("width"):
+                self._trip(numbers.SPOT_WIDTH, deviation, self._limit("width"))
         self._errors.append((dx, dy))
         last = self._errors[-MEAN_VISITS:]
         if len(last) == MEAN_VISITS:

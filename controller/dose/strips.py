@@ -35,6 +35,15 @@ HOT_FACTOR = 3.0
 """A strip is hot with more than three times what a bell allows it beside its stronger neighbour."""
 NOISE_UNITS = 4
 """A signal is clear above this much a frame: three times the noise of a strip."""
+FRACTION_BITS = 16
+"""Pedestals, and a visit's sums until it is closed, have so many bits after the point: half a unit a frame on every
+strip, rounded away, would make the width of a weak beam: it grows with the frames as the charge does."""
+HALF = 1 << (FRACTION_BITS - 1)
+PEDESTAL_SHIFT = 9
+"""A pedestal is the mean of about 2^9 quiet frames, one in eight: what is left of their noise is in every frame."""
+FIRST_SHIFT = 6
+FIRST_FRAMES = 512
+"""Until so many have been learned, the mean is one of 2^6: it begins at zero."""
 FILL_UNCERTAINTY = 0.25
 """Of a filled strip's charge: what a width that is off by its own limit (20 %) makes of it at sigma = pitch."""
 
@@ -64,9 +73,10 @@ def plane_sums(m, strips, first, expected_mm, sigma_mm, pitch_mm):
     s1 = 0
     s2 = 0
     for i in range(charge.shape[0]):  # over slices: computed indices would be asked for their sign at each strip
-        q = (np.int64(charge[i]) - ((base[i] + 128) >> 8)) & ~off[i]
+        exact = ((np.int64(charge[i]) << FRACTION_BITS) - base[i]) & ~off[i]
+        sums[i] += exact
+        q = (exact + HALF) >> FRACTION_BITS
         j = i + low - STRIPS // 2
-        sums[i] += q
         s0 += q
         s1 += q * j
         s2 += q * j * j
@@ -166,6 +176,8 @@ def close_plane(m, first, expected_mm, sigma_mm, pitch_mm, fill):
     Also how far its centroid may be off by bad strips (mm at the strips), and the row's quality bits.
     """
     low, high = window(expected_mm, sigma_mm, pitch_mm)
+    for i in range(first + low, first + high + 1):
+        m.strip_sums[i] = (m.strip_sums[i] + HALF) >> FRACTION_BITS
     quality = QUALITY_STRIP_FOUND if find_bad(m, first, low, high, fill) > 0 else 0
     s0 = 0
     s1 = 0
@@ -208,10 +220,12 @@ def known_strips(m):
 
 @compiled
 def learn_pedestals(m, words):
-    """Strip pedestals from a frame without beam: running mean over about 64 frames. Returns the farthest from zero."""
+    """Strip pedestals from a frame without beam: running means. Returns the farthest from zero."""
     most = 0
+    shift = FIRST_SHIFT if m.state.pedestal_frames < FIRST_FRAMES else PEDESTAL_SHIFT
+    m.state.pedestal_frames += 1
     for i in range(2 * STRIPS):
-        m.pedestals[i] += ((np.int64(words[PAYLOAD + i]) << 8) - m.pedestals[i]) >> 6
+        m.pedestals[i] += ((np.int64(words[PAYLOAD + i]) << FRACTION_BITS) - m.pedestals[i]) >> shift
         most = max(most, abs(m.pedestals[i]))
     return most
 

@@ -100,7 +100,8 @@ def remaining_field(
             rest = program.visits[first:].copy()
             programs.append(program if first == 0 else _build(site, field, program, rest, corrections, optics))
             continue
-        lacks = float(program.visits["particles"][first] - given.particles_1[ids[first]])
+        # what a pedestal left below zero is not given on top
+        lacks = float(program.visits["particles"][first] - max(0.0, given.particles_1[ids[first]]))
         reason = _cannot_be_given(site, program, lacks)
         after = program.visits[first + 1 :].copy()
         if reason:

@@ -8,7 +8,7 @@ Nothing in here asks a device; `controller.delivery.comparison` compares it with
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,8 @@ class Carried:
     last_ns: int
     """The same on the last part's own clock."""
     torn: str | None
+    early_moved: Mapping[int, int] = field(default_factory=dict)
+    """By field: counts by which its presets as a whole were moved so far, each layer's taken positive (S6)."""
 
     @property
     def from_rings(self) -> NDArray[np.void]:
@@ -104,7 +106,7 @@ def read_carried(path: Path) -> Carried:
         return Carried(
             header=header,
             parts=journal.parts[-1].number,
-            complete=all(field.complete for field in account(journal.parts)),
+            complete=all(one.complete for one in account(journal.parts)),
             visits=journal.booked.copy(),
             seen=np.concatenate(seen),
             baseline=baseline,
@@ -115,6 +117,7 @@ def read_carried(path: Path) -> Carried:
             ended=utc(last.header, last_ns),
             last_ns=last_ns,
             torn=journal.torn,
+            early_moved=_early_moved(journal),
         )
 
 
@@ -127,6 +130,16 @@ def latched_at_the_end(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
         elif event["event"] == "trip":
             latched.append(str(event["id"]))
     return tuple(dict.fromkeys(latched))
+
+
+def _early_moved(journal: Journal) -> dict[int, int]:
+    moved: dict[int, int] = {}
+    for part in journal.parts:
+        for event in part.events:
+            if event["event"] == "early":
+                index = int(event["field"])
+                moved[index] = moved.get(index, 0) + abs(int(event["moved_counts"]))
+    return moved
 
 
 def _baseline(journal: Journal) -> tuple[Baseline | None, Part | None, int]:
