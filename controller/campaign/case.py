@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import tempfile
 import time
 import traceback
@@ -133,11 +134,14 @@ class _Played:
                 self.particles_after = (int(plant["particles"]) - before) // ION_UNIT
 
         tcp, serial = wire_latencies(site)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
             run_virtual(main(), self.world, seed=case.seed, tcp=tcp, serial=serial)
         except Exception:
             # the boundary: whatever a treatment dies of is the campaign's finding, not its end
             self.defect = _lines(traceback.format_exc())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)  # a fault may have left this process without any
 
     def _watch(self, run: Run, commands: Commands) -> None:
         self.runs.append(run)
@@ -187,11 +191,15 @@ class _Played:
         end = journal.end or {}
         dose = truth_dose(truths, ION_UNIT, programs) if programs else TruthDose(0, 0, 0, 0, 0, 0, 0)
         misplaced_gy, harm_gy = misplaced(truths, ION_UNIT, programs) if programs else (0.0, 0.0)
-        first = next((e for e in events if e["event"] == "trip" and e["first_out"]), None)
+        # of a controller that was killed the latch knows more than the disk; the journal knows when the cause was seen
+        latched = run.latch.history
+        seen_ns = {str(e["id"]): int(e["t_cause_ns"]) for e in reversed(events) if e["event"] == "trip"}
+        first = next((trip for trip in latched if trip.first_out), None)
         return replace(
             bare,
-            first_out="" if first is None else str(first["id"]),
-            detail="" if first is None else str(first["detail"])[:200],
+            first_out="" if first is None else first.id,
+            detail="" if first is None else first.detail[:200],
+            trips=tuple(dict.fromkeys(trip.id for trip in latched)),
             dose=dose,
             misplaced_gy=misplaced_gy,
             harm_gy=harm_gy,
@@ -199,7 +207,7 @@ class _Played:
             unaccounted_gy=_unaccounted(truths, programs, visits),
             miscounted=_miscounted(events, visits, end, self.world.room.plant.state),
             settled=bool(end.get("settled", False)),
-            reaction=None if first is None else self._reaction(int(first["t_cause_ns"])),
+            reaction=None if first is None else self._reaction(seen_ns.get(first.id, first.t_ns)),
             beam_s_left=self._beam_after_fault(),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Definition:
     unreachable: Mapping[str, str]
     """Interlock condition: why no fault in virtual time can raise it."""
     sha256: str
+    """Of all that decides what is played."""
 
     def faults_of(self, room: Room) -> tuple[str, ...]:
         """Faults of the catalogue that are played in a room, in the catalogue's order."""
@@ -102,12 +104,16 @@ def read_definition(path: Path) -> Definition:
             sizes={name: Size(**entry) for name, entry in data["sizes"].items()},
             extras=tuple(Extra(**_tuples(entry)) for entry in data.get("extra", [])),
             unreachable=data.get("unreachable", {}),
-            sha256=hashlib.sha256(text.encode()).hexdigest(),
+            sha256=_sha256({key: value for key, value in data.items() if key != "unreachable"}),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: no definition of a campaign: {error!r}") from error
     _check(path, definition)
     return definition
+
+
+def _sha256(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:

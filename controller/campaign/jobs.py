@@ -13,6 +13,7 @@ from typing import Any
 from controller.campaign.case import Case, play
 from controller.campaign.definition import Definition, shipped
 from controller.campaign.search import hunt
+from controller.compose import fault_catalogue
 
 FREE_AT_ONCE = 20
 
@@ -40,8 +41,10 @@ def jobs_of(definition: Definition, size: str, seed: int) -> list[Job]:
 
 def _hunts(definition: Definition, size: str, seed: int) -> Iterator[Job]:
     chosen = definition.sizes[size]
-    for room in definition.rooms.values():
-        for fault in definition.faults_of(room):
+    for fault in fault_catalogue():
+        for room in definition.rooms.values():
+            if fault not in definition.faults_of(room):
+                continue
             name = f"hunt-{room.name}-{fault}-{seed}"
             yield Job(name, "hunt", room.name, fault, (seed,), chosen.coarse, chosen.refine)
 

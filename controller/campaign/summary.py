@@ -36,6 +36,7 @@ def summarise(results: Iterable[dict[str, Any]], head: dict[str, Any], jobs: int
         "by_fault": by_fault,
         "by_room": {room: _counts([c for c in cases if c["room"] == room]) for room in _rooms(cases)},
         "by_condition": {name: _condition([c for c in played if c["ended"] == name]) for name in conditions},
+        "raised": sorted({name for case in cases for name in case["trips"]}),
         "bad": [case for case in cases if case["verdict"] != SAFE_NAMED],
     }
 

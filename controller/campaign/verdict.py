@@ -61,6 +61,8 @@ class Facts:
     """That came after the end."""
     first_out: str = ""
     detail: str = ""
+    trips: tuple[str, ...] = ()
+    """All conditions that latched, in order."""
     dose: TruthDose = NOTHING
     misplaced_gy: float = 0.0
     """At the worst point, from ions further than the position limit from their planned place."""
@@ -115,6 +117,7 @@ class Verdict:
             "why": list(self.why),
             "ended": self.ended,
             "detail": facts.detail,
+            "trips": list(facts.trips),
             "false_trip": self.false_trip,
             "harm_gy": round(facts.harm_gy, 9),
             "excess_gy": round(facts.dose.excess_gy, 9),
