@@ -127,10 +127,17 @@ BAD: list[tuple[str, Site, Plan, str, str]] = [
     ),
     (
         "SPOT_TOO_SHORT",
-        with_section(FIXED, "accelerator", beam_off_delay_us=20_000.0),
-        plan(plan_field(spots([(0, 0, 0.2)]))),
+        with_section(FIXED, "accelerator", intensities_per_s=(5.5e7,)),
+        plan(plan_field(spots([(0, 0, 0.1)]))),
         "beam 1, layer 0, spot 0",
-        "the lowest intensity is 2e+06/s",
+        "the lowest intensity is 5.5e+07/s",
+    ),
+    (
+        "RATE_UNSAFE",
+        with_section(FIXED, "accelerator", intensities_per_s=(7e7,)),
+        plan(plan_field(spots([(0, 0, 9.0)]))),
+        "beam 1, layer 0",
+        "a spike of 10 times the intensity until electrometer 2 has cut it would give 0.25 Gy too much",
     ),
     (
         "SPOT_TOO_LONG",

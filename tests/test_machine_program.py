@@ -15,9 +15,10 @@ from controller.machine.dosimetry import Corrections, measured_corrections, nomi
 from controller.machine.field_program import build_field, field_counts, treatment_machine
 from controller.machine.intensity import choose_intensity, drift_time_s
 from controller.machine.layer_program import POSITION_LIMIT_FLOOR_MM, LayerRefused
-from controller.machine.optics import Optics
+from controller.machine.optics import Optics, spot_sigma_mm
 from controller.machine.overdose import peak_dose_gy_per_particle
 from controller.machine.program import BEAM_OFF_AFTER, BEAM_OFF_MOVE, LayerProgram
+from controller.machine.runaway import runaways
 from controller.machine.spacing import nearest_neighbour_mm
 from controller.plan.model import Layer, PlanField
 from drivers.errors import Refused
@@ -160,7 +161,7 @@ def test_the_cap_never_goes_below_the_floor() -> None:
 
 
 def test_time_limits_are_twice_the_planned_time_and_at_least_the_floor() -> None:
-    program = one(CARBON, spots([(0, 0, 1.0), (4, 0, 400.0)]))
+    program = one(CARBON, spots([(0, 0, 0.9), (4, 0, 400.0)]))
     planned_ms = program.visits["particles"] / program.rate_per_s * 1e3
     assert planned_ms[0] < 5.0
     assert program.visits["time_limit_ms"].tolist() == [10, math.ceil(2 * planned_ms[1])]
@@ -202,6 +203,10 @@ def test_nearest_neighbours_are_those_that_comparing_all_pairs_gives(
         assert found[index] == pytest.approx(near.min() if len(near) else math.inf)
 
 
+HARMLESS = 1e-12
+"""Gy of a particle: so little that no rate is unsafe."""
+
+
 def all_off(count: int) -> np.ndarray[Any, Any]:
     return np.ones(count, dtype=bool)
 
@@ -213,7 +218,7 @@ def all_off(count: int) -> np.ndarray[Any, Any]:
 def test_the_highest_level_is_taken_at_which_the_smallest_visit_lasts(
     particles: float, level: int, reason: str
 ) -> None:
-    choice = choose_intensity(CARBON, "12C", 250.0, np.array([particles, 1e7]), ~all_off(2))
+    choice = choose_intensity(CARBON, "12C", 250.0, np.array([particles, 1e7]), ~all_off(2), HARMLESS)
     assert choice.level == level
     assert choice.rate_per_s == CARBON.accelerator.intensities_per_s[level]
     assert reason in choice.bound.reason
@@ -224,14 +229,14 @@ def test_three_drift_times_count_where_they_are_longer_than_a_millisecond() -> N
     assert drift_time_s(primary) == pytest.approx(390e-6, rel=0.01)  # 5 mm, 400 V
     assert drift_time_s(CARBON.dosimetry.primary) == pytest.approx(104e-6, rel=0.01)  # 5 mm, 1500 V
     slow = changed(CARBON, "dosimetry", primary=primary)
-    choice = choose_intensity(slow, "12C", 250.0, np.array([8.1e3]), ~all_off(1))
+    choice = choose_intensity(slow, "12C", 250.0, np.array([8.1e3]), ~all_off(1), HARMLESS)
     assert choice.level == 1
     assert "1.17 ms" in choice.bound.reason
 
 
 def test_ripple_while_the_beam_goes_off_limits_discrete_spots() -> None:
     rough = changed(PROTON, "accelerator", ripple_rms=0.3, beam_off_delay_us=250.0)
-    choice = choose_intensity(rough, "1H", 150.0, np.array([1e6]), all_off(1))
+    choice = choose_intensity(rough, "1H", 150.0, np.array([1e6]), all_off(1), HARMLESS)
     assert choice.bound.rate_per_s == pytest.approx(0.01 * 1e6 / (0.3 * 250e-6))
     assert choice.rate_per_s == 8e7
     assert "ripple" in choice.bound.reason
@@ -240,15 +245,38 @@ def test_ripple_while_the_beam_goes_off_limits_discrete_spots() -> None:
 def test_a_visit_that_ends_with_beam_off_must_exceed_what_arrives_late() -> None:
     slow = changed(CARBON, "accelerator", beam_off_delay_us=2000.0)
     particles = np.array([4e4, 5e5])
-    assert choose_intensity(slow, "12C", 250.0, particles, np.array([False, True])).rate_per_s == 3.2e7
-    choice = choose_intensity(slow, "12C", 250.0, particles, np.array([True, False]))
+    assert choose_intensity(slow, "12C", 250.0, particles, np.array([False, True]), HARMLESS).rate_per_s == 3.2e7
+    choice = choose_intensity(slow, "12C", 250.0, particles, np.array([True, False]), HARMLESS)
     assert choice.bound.rate_per_s == pytest.approx(4e4 / (1.5 * 2050e-6))
     assert choice.bound.visit == 0
 
 
+@pytest.mark.parametrize(("site", "energy"), [(CARBON, 80.0), (CARBON, 250.0), (CARBON, 430.0), (PROTON, 150.0)])
+def test_no_level_lets_a_runaway_beam_give_a_quarter_of_a_gray(site: Site, energy: float) -> None:
+    ion, machine = site.accelerator.ions[0], next(iter(site.treatment_machines.values()))
+    peak_gy = peak_dose_gy_per_particle(ion, energy, *spot_sigma_mm(machine, energy))
+    choice = choose_intensity(site, ion, energy, np.array([1e12]), all_off(1), peak_gy)
+    levels = site.accelerator.intensities_per_s
+    assert choice.level is not None
+    higher = levels[choice.level + 1]
+    assert all(r.excess_gy(choice.rate_per_s, peak_gy) < 0.25 for r in runaways(site))
+    assert any(r.excess_gy(higher, peak_gy) >= 0.25 for r in runaways(site))
+    assert choice.bound.rule == "RATE_UNSAFE"
+
+
+def test_what_a_runaway_beam_gives_is_counted_from_the_sites_delays() -> None:
+    spike, stuck = runaways(CARBON)
+    # ten times: a ninth of a frame below the limit of 2, a frame, 30 us of lag, a turn of the chain, 250 us of chopper
+    assert spike.excess_s == pytest.approx(10 * (11.11e-6 + 100e-6 + 30e-6 + 100e-6 + 250e-6), rel=1e-4)
+    assert stuck.excess_s == pytest.approx(2e-3 + 0.3e-3 + 2.5e-3)
+    assert spike.excess_gy(spike.highest_rate_per_s(1e-6), 1e-6) == pytest.approx(0.25)
+
+
 def test_no_level_runs_an_electrometer_near_saturation() -> None:
     narrow = CARBON.dosimetry.secondary.model_copy(update={"saturation_counts_per_s": 2e6})
-    choice = choose_intensity(changed(CARBON, "dosimetry", secondary=narrow), "12C", 250.0, np.array([1e7]), all_off(1))
+    choice = choose_intensity(
+        changed(CARBON, "dosimetry", secondary=narrow), "12C", 250.0, np.array([1e7]), all_off(1), HARMLESS
+    )
     assert "secondary chamber's electrometer would saturate" in choice.bound.reason
     assert choice.rate_per_s == 1.6e7
 

@@ -58,7 +58,7 @@ def test_an_extended_flat_top_steps_down_but_fills_anew_to_step_up() -> None:
 
 
 def test_an_extended_flat_top_that_is_over_is_filled_anew() -> None:
-    short = with_accelerator(EXTENDED, flat_top_s=0.35)
+    short = with_accelerator(EXTENDED, flat_top_s=0.5)
     assert estimate(short, falling(250.0, 240.0, 230.0)).layer_changes_s == pytest.approx(2.0 + 0.2 + 2.0)
 
 

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from controller.machine.overdose import peak_dose_gy_per_particle
 from controller.machine.program import LayerProgram
+from controller.machine.runaway import EXCESS_LIMIT_GY
 
 Floats = NDArray[np.float64]
 
-LIMIT_GY = 0.25
+LIMIT_GY = EXCESS_LIMIT_GY
 """Excess at the worst point from which a treatment counts as unsafe (design brief, from IEC 60601-2-64)."""
 NEGLIGIBLE_GY = 1e-6
 CHUNK = 256

@@ -1,4 +1,6 @@
-"""Which intensity a layer gets: the highest at which its shortest visit can still be measured and ended.
+"""Which intensity a layer gets: the highest that is measurable and safe.
+
+Its shortest visit must still be measured and ended, and a beam that runs away stopped before it has given too much.
 
 Every limit is an upper bound on the rate, so the choice is the highest of the site's levels below the least bound.
 """
@@ -11,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.machine.dosimetry import model_counts_per_particle
+from controller.machine.runaway import EXCESS_LIMIT_GY, runaways
 from sites.schema import Chamber, Site
 
 ION_MOBILITY_M2_V_S = 1.6e-4
@@ -31,6 +34,8 @@ class RateBound:
     reason: str
     visit: int | None = None
     """Index of the visit that sets the bound, if one does."""
+    rule: str = "SPOT_TOO_SHORT"
+    """What is broken where no level serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,12 @@ def choose_intensity(
     energy_mev_u: float,
     particles: NDArray[np.float64],
     beam_off_after: NDArray[np.bool_],
+    peak_gy: float,
 ) -> Intensity:
     """Choose the level for a layer's visits: their particles, and whether beam goes off at the end of each.
 
-    Visits must not be empty. Which limit decides is in the result, for messages.
+    `peak_gy`: dose of one particle at its spot's centre (`controller.machine.overdose`). Visits must not be empty.
+    Which limit decides is in the result, for messages.
     """
     smallest_at = int(np.argmin(particles))
     smallest = float(particles[smallest_at])
@@ -101,6 +108,10 @@ def choose_intensity(
         counts = model_counts_per_particle(chamber, dosimetry, ion, energy_mev_u)
         highest = chamber.saturation_counts_per_s / (site.tolerances.rate_factor * counts)
         bounds.append(RateBound(highest, f"the {name} chamber's electrometer would saturate at a surge"))
+
+    for runaway in runaways(site):
+        reason = f"{runaway.what} would give {EXCESS_LIMIT_GY:g} Gy too much"
+        bounds.append(RateBound(runaway.highest_rate_per_s(peak_gy), reason, rule="RATE_UNSAFE"))
 
     bound = min(bounds, key=lambda item: item.rate_per_s)
     rates = site.accelerator.intensities_per_s

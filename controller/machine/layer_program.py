@@ -15,13 +15,12 @@ from controller.machine.intensity import choose_intensity
 from controller.machine.optics import CURRENT_RESOLUTION_A, Optics, spot_sigma_mm
 from controller.machine.overdose import peak_dose_gy_per_particle
 from controller.machine.program import BEAM_OFF_AFTER, BEAM_OFF_MOVE, VISIT_PLAN_DTYPE, LayerProgram
+from controller.machine.runaway import EXCESS_LIMIT_GY
 from controller.machine.spacing import nearest_neighbour_mm
 from controller.plan.model import Layer, PlanField
 from drivers.errors import Refused
 from sites.schema import Site, TreatmentMachine
 
-EXCESS_LIMIT_GY = 0.25
-"""Largest excess dose at a spot's centre that electrometer 2 lets pass (IEC 60601-2-64 knows this figure)."""
 POSITION_LIMIT_FLOOR_MM = 0.4
 """No position limit is tighter than this: monitors of this kind resolve 0.1 to 0.25 mm."""
 TIME_LIMIT_MS = 65_535
@@ -96,13 +95,16 @@ def program_of(
     _mark_beam_off(site, visits)
 
     particles = visits["particles"]
+    sigma_x, sigma_y = spot_sigma_mm(machine, energy)
+    peak_gy = peak_dose_gy_per_particle(machine.ion, energy, sigma_x, sigma_y)
     level, rate = 0, site.accelerator.intensities_per_s[0]
     if len(visits):
-        choice = choose_intensity(site, machine.ion, energy, particles, (visits["flags"] & BEAM_OFF_AFTER) != 0)
+        beam_off_after = (visits["flags"] & BEAM_OFF_AFTER) != 0
+        choice = choose_intensity(site, machine.ion, energy, particles, beam_off_after, peak_gy)
         if choice.level is None:
             at = choice.bound.visit
             raise LayerRefused(
-                "SPOT_TOO_SHORT",
+                choice.bound.rule,
                 where if at is None else f"{where}, spot {visits['spot'][at]}",
                 f"{choice.bound.reason}, so at most {choice.bound.rate_per_s:.4g} particles/s; "
                 f"the lowest intensity is {choice.rate_per_s:.4g}/s",
@@ -116,7 +118,6 @@ def program_of(
     per_particle_2 = counts_per_particle(
         secondary, site.dosimetry, machine.ion, energy, corrections=corrections, rate_per_s=rate
     )
-    sigma_x, sigma_y = spot_sigma_mm(machine, energy)
     beam_off_s = site.accelerator.beam_off_delay_us * 1e-6
     lag_s, lag_2_s = primary.lag_us * 1e-6, secondary.lag_us * 1e-6
 
@@ -124,7 +125,7 @@ def program_of(
         _set_currents(optics, energy, visits)
         visits["preset_counts"] = _presets(visits, particles * per_particle, where)
         visits["expected_counts_2"] = particles * per_particle_2
-        cap = EXCESS_LIMIT_GY / peak_dose_gy_per_particle(machine.ion, energy, sigma_x, sigma_y) * per_particle_2
+        cap = EXCESS_LIMIT_GY / peak_gy * per_particle_2
         visits["backup_counts"] = _backups(
             site, visits["expected_counts_2"], rate * (lag_2_s + beam_off_s) * per_particle_2, cap
         )

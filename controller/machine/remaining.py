@@ -22,6 +22,7 @@ from controller.machine.field_program import treatment_machine
 from controller.machine.intensity import choose_intensity
 from controller.machine.layer_program import program_of
 from controller.machine.optics import Optics
+from controller.machine.overdose import peak_dose_gy_per_particle
 from controller.machine.program import LayerProgram
 from controller.plan.model import PlanField
 from drivers.errors import Refused
@@ -129,7 +130,8 @@ def _cannot_be_given(site: Site, program: LayerProgram, particles: float) -> str
     counts = particles * program.counts_per_particle
     if counts < 1.0:
         return f"{counts:.3g} monitor counts are left, less than one"
-    alone = choose_intensity(site, program.ion, program.energy_mev_u, np.array([particles]), np.array([True]))
+    peak_gy = peak_dose_gy_per_particle(program.ion, program.energy_mev_u, program.sigma_x_mm, program.sigma_y_mm)
+    alone = choose_intensity(site, program.ion, program.energy_mev_u, np.array([particles]), np.array([True]), peak_gy)
     if alone.level is None:
         return f"{alone.bound.reason}; the lowest intensity is {alone.rate_per_s:.4g}/s"
     return ""

@@ -46,6 +46,13 @@ SITE_RULES: tuple[Rule, ...] = (
         "Plan again with larger spots or fewer paintings.",
     ),
     _refuse(
+        "RATE_UNSAFE",
+        "Even at the lowest intensity a beam that runs away would give 0.25 Gy too much at a spot's centre before it "
+        "is stopped: a spike of ten times the intensity until electrometer 2 has cut it, or a chopper that stays open "
+        "until the accelerator has stopped. The intensity of a layer is chosen below both bounds.",
+        "Deliver in a room with a lower intensity, or a faster chopper.",
+    ),
+    _refuse(
         "STEP_EXCESS",
         "Step mode: what may come after a spot's preset (ripple while the beam goes off, the electrometer's reaction, "
         "late charge) is more than the site's tolerance of a spot's dose.",
