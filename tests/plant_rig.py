@@ -103,6 +103,7 @@ class Rig:
         p, s = self.plant.parameters, self.plant.state
         for pause in ("gap_ns", "step_down_ns", "step_up_ns"):
             p[pause] = min(int(p[pause]), LONGEST_GAP_NS)
+        p["guard_required"] = 0  # there is none in the rig
         s["stopper_command"] = s["stopper_open"] = 1
         s["session"] = SESSION
 

@@ -54,7 +54,8 @@ def test_a_rule_fires_alone_where_it_should_and_says_what_to_know(
 
 
 def test_every_rule_has_a_plan_that_sets_it_off() -> None:
-    assert {row[0] for row in BAD} == {rule.name for rule in SITE_RULES}
+    in_step_mode = {"STEP_EXCESS", "STEP_DEAD_TIME"}  # tests/test_step_gate.py
+    assert {row[0] for row in BAD} == {rule.name for rule in SITE_RULES} - in_step_mode
     assert len({rule.name for rule in SITE_RULES}) == len(SITE_RULES)
 
 
