@@ -123,6 +123,11 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("directory", type=_path, metavar="DIR")
 
+    export = _command(commands, "export", _export, "the log of a treatment as CSV or Parquet")
+    export.add_argument("directory", type=_path, metavar="DIR")
+    export.add_argument("--csv", type=_path, metavar="DIR", help="write visits.csv, rows.csv and columns.csv there")
+    export.add_argument("--parquet", type=_path, metavar="FILE", help="visits; the 200-us rows go beside it (pyarrow)")
+
     ledger = _command(commands, "ledger", _ledger, "which fractions of which courses were given, and how much")
     ledger.add_argument("file", type=_path, metavar="FILE")
     ledger.add_argument("--csv", type=_path, metavar="DIR", help="write fractions.csv, beams.csv and spots.csv there")
@@ -282,6 +287,12 @@ def _simulate(options: argparse.Namespace) -> int:
         serve_room(site, options.seed, faults=faults, truth_path=options.truth, state_path=options.state, orphan_s=None)
     )
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from controller.export_command import export  # noqa: PLC0415
+
+    return export(options)
 
 
 def _ledger(options: argparse.Namespace) -> int:

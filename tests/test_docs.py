@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SUBCOMMANDS = frozenset(
     {"check", "deliver", "serve", "simulate", "resume", "report", "verify", "replay", "guard", "console"}
-    | {"campaign", "bench", "doctor", "registers"}
+    | {"campaign", "bench", "doctor", "registers", "ledger", "export"}
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -72,7 +72,7 @@ def test_every_decision_is_listed() -> None:
     assert {page.name for page in folder.glob("0*.md")} == listed
 
 
-@pytest.mark.parametrize("name", ["requirements/base.txt", "requirements/dev.txt"])
+@pytest.mark.parametrize("name", ["requirements/base.txt", "requirements/dev.txt", "requirements/export.txt"])
 def test_locks_are_hashed_and_name_no_place(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert not re.search(r"https?:|file:|--index-url|--extra-index-url|--find-links| @ ", text)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from controller.machine.program import VISIT_PLAN_DTYPE
-from controller.record import journal_format
+from controller.record import journal_format, schema
 from controller.record.journal import (
     BACKLOG_LIMIT_BYTES,
     ROWS_PER_RECORD,
@@ -337,3 +337,9 @@ async def test_a_disk_that_stays_full_ends_in_an_error_and_not_in_endless_memory
 def test_a_directory_is_no_place_to_write(tmp_path: Path) -> None:
     with pytest.raises(JournalDiskError, match="cannot be opened"):
         JournalWriter(tmp_path / "absent" / "journal.bin")
+
+
+def test_every_quality_has_a_bit_of_its_own() -> None:
+    bits = [value for name, value in vars(schema).items() if name.startswith("QUALITY_")]
+    assert len(bits) == len(set(bits)) > 8
+    assert all(bit & (bit - 1) == 0 and bit < 1 << 16 for bit in bits)

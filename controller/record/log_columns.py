@@ -158,7 +158,8 @@ _VISIT_TEXT = {
     "quality": (
         "bits",
         "1 no position, 2 saturated, 4 frames lost, 8 more than one stretch of beam, 16 from frames, "
-        "32 bad strip in the window, 64 bad strip found",
+        "32 bad strip in the window, 64 bad strip found, 128 no beam: a rest smaller than the machine can give, "
+        "256 booked from the rings by a later part, 512 booked from a retained counter by decision",
     ),
     "flags": ("bits", "1 move with beam off, 2 beam off after, 32768 stopped before its preset"),
     "ks_1": ("", "recombination correction of chamber 1 at the visit's own rate; NaN: the layer's nominal rate"),
@@ -201,6 +202,36 @@ nothing was measured: there are no sentinels. A set current is what the engine w
 measurements.
 """
 
+_ANALYSIS = """
+## From Python
+
+`controller.record.log_reader` is the stable way in; it grows with the file's format, and says so by `API_VERSION`.
+Whatever reads HDF5 reads the file as well.
+
+```python
+from controller.record.log_reader import open_log
+
+with open_log("DIR") as log:  # a treatment directory, or a log file
+    dose = log.visits["meterset_1"]  # a numpy array, one entry a visit
+    print(log.columns["visits"]["meterset_1"].unit)  # and .meaning, .source, .dtype
+    print(log.headers[0]["plan"]["label"], len(log.events), log.row_count)
+    beam_s = 0.0
+    for block in log.rows(["t_ns", "beam"]):  # the 200-us log in blocks that fit into memory
+        beam_s += 200e-6 * int(block["beam"].sum())
+```
+
+`log.to_pandas("visits")` (or `"rows"`) makes a data frame where pandas is installed, units in `attrs["units"]`.
+
+`spotwise export` writes the same tables as files: CSV (`visits.csv`, `rows.csv`, and `columns.csv` with units and
+meanings; what was not measured is an empty field), or Parquet with units and meanings in the columns' metadata, which
+needs the extra `export` (`requirements/export.txt` has it with its hashes):
+
+```console
+$ .venv/bin/spotwise export DIR --csv tables
+$ .venv/bin/spotwise export DIR --parquet visits.parquet
+```
+"""
+
 
 def markdown() -> str:
     """Return docs/log.md."""
@@ -209,7 +240,7 @@ def markdown() -> str:
         text += f"\n## {title}\n\n| column | type | unit | meaning | from |\n| --- | --- | --- | --- | --- |\n"
         for c in columns:
             text += f"| `{c.name}` | {np.dtype('<' + c.dtype).name} | {c.unit} | {c.meaning} | {c.source} |\n"
-    return text
+    return text + _ANALYSIS
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from controller.record.journal_format import canonical_json
 from controller.record.journal_reader import Journal, read_journal
 from controller.record.log import write_log
 from controller.record.origin import statements
+from controller.record.read_back import read_back
 from controller.record.report import write_report
 from controller.record.seal import SEAL, broken, file_sha256, write_seal
 from controller.record.summary import summarise
@@ -103,6 +104,8 @@ def prove(directory: Path) -> tuple[list[str], list[str]]:
             wrong.append(str(error))
         if (directory / EVENTS).exists() and (directory / EVENTS).read_bytes() != b"".join(events_lines(journal)):
             wrong.append(f"{directory / EVENTS}: differs from the events of the journal")
+        again = read_back(journal, sorted(_records(directory), key=_number), directory / LOG)
+        wrong += [*again.problems, *again.echoes]
         problems, notes = statements(directory, journal)
     return [*wrong, *problems], notes
 
@@ -166,6 +169,11 @@ def _replace(path: Path, content: bytes) -> None:
 
 def _records(directory: Path) -> list[Path]:
     return [p for p in directory.iterdir() if p.name == record_name(1) or p.match("record-[0-9]*.dcm")]
+
+
+def _number(record: Path) -> int:
+    """1 of record.dcm, n of record-n.dcm."""
+    return int(record.stem.partition("-")[2] or 1)
 
 
 def _truth(directory: Path) -> dict[str, Any] | None:

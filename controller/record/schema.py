@@ -96,10 +96,10 @@ QUALITY_SATURATED = 2
 QUALITY_FRAMES_LOST = 4
 QUALITY_FROM_FRAMES = 16
 """The result rings could not be read: booked from the counts that the frames showed; rows booked later replace it."""
-QUALITY_FROM_RINGS = 32
+QUALITY_FROM_RINGS = 256
 """Booked by a later part from the result rings: what was not in the journal when the controller died. Late charge is
 the site's model of it."""
-QUALITY_FROM_COUNTER = 64
+QUALITY_FROM_COUNTER = 512
 """Booked by a physicist's decision from a retained counter that no ring explains."""
 QUALITY_FORGONE = 128
 """No beam: the rest of an interrupted visit, smaller than the machine can give."""
