@@ -60,6 +60,7 @@ SEEN_SHARE = 0.5
 
 
 PEDESTAL_SPAN_NS = 200_000_000
+FRAME_NS = 100_000
 
 
 @compiled
@@ -103,8 +104,8 @@ def judge_liveness(m, now_ns):
 
 
 @compiled_inline
-def judge_frame_1(m, delta, since_change, t_ns, now_ns):
-    """Dose, rate, high voltage and unrequested beam from a frame of electrometer 1 that counted `delta`."""
+def judge_frame_1(m, delta, since_change, span_ns, t_ns, now_ns):
+    """Dose, rate, high voltage and unrequested beam from a frame of electrometer 1 that counted `delta` in a span."""
     s = m.state
     v = m.running
     limits = m.limits
@@ -113,15 +114,16 @@ def judge_frame_1(m, delta, since_change, t_ns, now_ns):
         latch(m, HIGH_VOLTAGE_1, 0.0, 0.0, t_ns, now_ns)
     if flags & FLAG_SATURATED != 0:
         latch(m, SATURATED, float(delta), 0.0, t_ns, now_ns)
-    # beam without request: seen by either monitor for longer than the proof time after the request fell
-    if (flags | s.flags_2) & FLAG_BEAM != 0 and s.flags_3 & FLAG_REQUEST == 0:
-        if s.beam_seen_ns < 0:
-            s.beam_seen_ns = t_ns
-        since = max(s.beam_seen_ns, s.request_off_ns)
-        if t_ns - since > limits.proof_ns:
-            latch(m, BEAM_WITHOUT_REQUEST, (t_ns - since) * 1e-6, limits.proof_ns * 1e-6, t_ns, now_ns)
-    else:
-        s.beam_seen_ns = -1
+    # beam without request: seen by either monitor, since the request fell, for longer than the proof time in all
+    if s.flags_3 & FLAG_REQUEST != 0:
+        s.unasked_ns = -1
+    elif (flags | s.flags_2) & FLAG_BEAM != 0:
+        s.unasked_ns = s.unasked_ns + span_ns if s.unasked_ns >= 0 else 0
+        if s.unasked_ns > limits.proof_ns:
+            latch(m, BEAM_WITHOUT_REQUEST, s.unasked_ns * 1e-6, limits.proof_ns * 1e-6, t_ns, now_ns)
+    elif s.unasked_ns > 0:
+        # beam that flickers adds up; what noise shows now and then is forgotten, at an eighth of the pace
+        s.unasked_ns = max(0, s.unasked_ns - (span_ns >> 3))
     judge_direction(m, delta, since_change, t_ns, now_ns)
     field = dose_counts(m, s.counts_1, s.field_start_1, s.field_start_1_ns, s.quiet_counts_1, s.quiet_ns_1, t_ns)
     if m.control.permit_on == 1 and field > limits.field_counts_1:
@@ -133,10 +135,12 @@ def judge_frame_1(m, delta, since_change, t_ns, now_ns):
     limit = plan.preset + max(plan.preset * limits.spot_dose, limits.spot_dose_counts) + plan.slack_1
     if counts > limit:
         latch(m, SPOT_DOSE_PRIMARY, counts, limit, t_ns, now_ns)
-    if delta > plan.rate_limit:
+    # after lost or overtaken frames the counts are of all of them
+    frames = max(1, (span_ns + FRAME_NS // 2) // FRAME_NS)
+    if delta > plan.rate_limit * frames:
         s.over_rate += 1
         if s.over_rate >= 2:
-            latch(m, RATE_HIGH, float(delta), plan.rate_limit, t_ns, now_ns)
+            latch(m, RATE_HIGH, float(delta) / float(frames), plan.rate_limit, t_ns, now_ns)
     else:
         s.over_rate = 0
 

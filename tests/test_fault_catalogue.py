@@ -33,16 +33,18 @@ def gated(tmp_path: Path) -> Path:
     )
 
 
-def play(kind: Kind, tmp_path: Path, **more: Any) -> Delivery:
+def play(kind: Kind, tmp_path: Path, whole: bool = True, **more: Any) -> Delivery:
     """The example of a fault on a plan of a few tens of spots, where it can show."""
     plan = gated(tmp_path) if kind.name.startswith("gate_") else PLAN
-    return run_delivery(plan, "carbon-fixed", tmp_path / "t", faults=entry(kind, **more), site_name="carbon-fixed")
+    return run_delivery(
+        plan, "carbon-fixed", tmp_path / "t", faults=entry(kind, **more), site_name="carbon-fixed", whole=whole
+    )
 
 
 @pytest.mark.parametrize("name", catalogue())
 def test_a_fault_ends_as_the_catalogue_says(name: str, tmp_path: Path) -> None:
     kind = catalogue()[name]
-    delivery = play(kind, tmp_path)
+    delivery = play(kind, tmp_path, whole=False)
     played = delivery.world.room.player.played
     assert [p.fault.name for p in played if p.fired_ns is not None] == [name]
     status = delivery.outcome.status

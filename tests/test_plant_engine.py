@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from controller.machine.program import BEAM_OFF_AFTER, LayerProgram
 from interlocks import numbers
+from simulators.devices.plant_scan_controller import ACCEPTED, PlantScanController
 from simulators.plant.state import (
     CAUSE_ELECTROMETER_2,
     CAUSE_ENGINE,
@@ -278,6 +279,19 @@ def test_an_empty_bank_cannot_be_armed_nor_a_running_engine_rearmed() -> None:
     assert rig.state["eng_state"] == ENG_RUNNING
 
 
+@pytest.mark.parametrize("command", [CMD_START, CMD_HOLD, CMD_RESUME])
+def test_what_is_written_after_an_abort_in_the_same_frame_does_not_take_its_place(command: int) -> None:
+    rig = rig_for(RASTER)
+    rig.start()
+    rig.run(5)
+    engine = PlantScanController(rig.plant, lambda: 0, lambda _visit: None, lambda *_: None)
+    words = {"command_bank": 0, "command_token": TOKEN, "command_x_offset_a": 0.0, "command_y_offset_a": 0.0}
+    assert engine.command({"command": CMD_ABORT, **words}) == ACCEPTED
+    assert engine.command({"command": command, **words}) != ACCEPTED
+    rig.run(1)
+    assert rig.state["eng_state"] == ENG_ABORTED
+
+
 def test_the_engine_starts_only_with_the_chains_token_and_a_closed_chain() -> None:
     rig = rig_for(RASTER)
     rig.engine(CMD_ARM, token=TOKEN + 1)
@@ -342,6 +356,18 @@ def test_a_stuck_chopper_lets_beam_through_until_the_stopper_is_in_and_the_path_
     trip = path.trip()
     assert trip is not None
     assert trip.number == numbers.BEAM_WITHOUT_REQUEST
+
+
+def test_a_visit_that_electrometer_2_has_no_limit_for_opens_the_chain() -> None:
+    program = RASTER
+    rig = Rig()
+    rig.ready(program)
+    rig.plant.backup_first[0] += 1  # the rows of another layer: the first visit has none
+    rig.start()
+    rig.run(400)
+    assert rig.state["backup_trip"] == 1
+    assert rig.state["backup_visit"] == int(program.visits["visit"][0])
+    assert rig.state["closed"] == 0
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])

@@ -183,6 +183,29 @@ def stray_beam(ticks: int) -> Cause:
     return cause
 
 
+def flickering_beam(ticks: int, one_in: int) -> Cause:
+    """Beam that nobody asked for, shown in one frame of so many."""
+
+    def cause(s: Script) -> None:
+        for tick in range(ticks):
+            s.flags[1] = s.flags[1] | FLAG_BEAM if tick % one_in == 0 else s.flags[1] & ~FLAG_BEAM
+            s.tick(add_1=5)
+
+    return cause
+
+
+def surge_with_lost_frames(beyond: int) -> Cause:
+    """Every second frame is lost, so that the next one shows the counts of two."""
+
+    def cause(s: Script) -> None:
+        s.begin(1)
+        for _ in range(3):
+            s.tick(add_1=math.floor(plan_of(s, "rate_limit")) + beyond, lost=(1,))
+            s.tick(add_1=math.floor(plan_of(s, "rate_limit")) + beyond)
+
+    return cause
+
+
 def beam_after_request(ticks: int) -> Cause:
     def cause(s: Script) -> None:
         s.deliver(1, 10)
@@ -363,7 +386,9 @@ FIRES: list[tuple[int, str, Cause]] = [
     (numbers.SPOT_WIDTH, "22 % wide", widened(1.22)),
     (numbers.SPOT_WIDTH, "22 % narrow", widened(0.78)),
     (numbers.RATE_HIGH, "two frames over the limit", surge(2, 1)),
+    (numbers.RATE_HIGH, "the limit exceeded while frames are lost", surge_with_lost_frames(1)),
     (numbers.BEAM_WITHOUT_REQUEST, "2.1 ms without a request", stray_beam(22)),
+    (numbers.BEAM_WITHOUT_REQUEST, "2.1 ms of beam that flickers", flickering_beam(50, 2)),
     (numbers.BEAM_WITHOUT_REQUEST, "2.1 ms after a request", beam_after_request(22)),
     (numbers.SPOT_TIME, "1 us too long", beam_time(1)),
     (numbers.HIGH_VOLTAGE_1, "flag falls", flag(1, FLAG_HV_OK, False)),
@@ -414,6 +439,9 @@ DOES_NOT_FIRE: list[tuple[str, Cause]] = [
     ("18 % narrow", widened(0.82)),
     ("one frame of too high rate", surge(1, 1)),
     ("ten frames at the limit of rate", surge(10, 0)),
+    ("the limit of rate while frames are lost", surge_with_lost_frames(0)),
+    ("a flicker of 1.75 ms in all", flickering_beam(40, 2)),
+    ("beam shown by one frame in ten, for a tenth of a second", flickering_beam(1000, 10)),
     ("stray beam for 2 ms", stray_beam(21)),
     ("beam for 2 ms after a request", beam_after_request(21)),
     ("beam time at its limit", beam_time(0)),

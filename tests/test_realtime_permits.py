@@ -123,6 +123,18 @@ def test_a_trip_drops_exactly_once_and_permits_end(script: Script) -> None:
     assert int(script.path.monitor.state["drops"]) == 1
 
 
+def test_after_a_reset_no_permit_leaves_before_the_next_arming(script: Script) -> None:
+    script.path.drop()
+    script.tick()
+    script.path.reset()
+    script.actions.clear()
+    script.tick(20)
+    assert set(script.actions) == {ACTION_NONE}
+    script.path.permit(TOKEN)
+    script.tick()
+    assert ACTION_PERMIT in script.actions
+
+
 def test_each_trip_has_its_own_drop(script: Script) -> None:
     for _ in range(3):
         script.flags[3] |= FLAG_TRIPPED

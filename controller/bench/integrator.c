@@ -85,7 +85,8 @@ static double dose_counts(const memory_t *m, int64_t counts, int64_t start, int6
     return (double)(counts - start) - bounded * (double)(t_ns - start_ns);
 }
 
-static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int64_t t_ns, int64_t now_ns)
+static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int64_t span_ns, int64_t t_ns,
+                          int64_t now_ns)
 {
     state_t *s = &m->state;
     const visit_t *v = &m->running;
@@ -95,14 +96,14 @@ static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int6
         latch(m, HIGH_VOLTAGE_1, 0.0, 0.0, t_ns, now_ns);
     if ((flags & FLAG_SATURATED) != 0)
         latch(m, SATURATED, (double)delta, 0.0, t_ns, now_ns);
-    if ((flags & FLAG_BEAM) != 0 && (s->flags_3 & FLAG_REQUEST) == 0) {
-        if (s->beam_seen_ns < 0)
-            s->beam_seen_ns = t_ns;
-        int64_t since = larger(s->beam_seen_ns, s->request_off_ns);
-        if (t_ns - since > limits->proof_ns)
-            latch(m, BEAM_WITHOUT_REQUEST, (double)(t_ns - since) * 1e-6, (double)limits->proof_ns * 1e-6, t_ns, now_ns);
-    } else {
-        s->beam_seen_ns = -1;
+    if ((s->flags_3 & FLAG_REQUEST) != 0) {
+        s->unasked_ns = -1;
+    } else if (((flags | s->flags_2) & FLAG_BEAM) != 0) {
+        s->unasked_ns = s->unasked_ns >= 0 ? s->unasked_ns + span_ns : 0;
+        if (s->unasked_ns > limits->proof_ns)
+            latch(m, BEAM_WITHOUT_REQUEST, (double)s->unasked_ns * 1e-6, (double)limits->proof_ns * 1e-6, t_ns, now_ns);
+    } else if (s->unasked_ns > 0) {
+        s->unasked_ns = larger(0, s->unasked_ns - (span_ns >> 3));
     }
     judge_direction(m, delta, since_change, t_ns, now_ns);
     double field =
@@ -116,10 +117,11 @@ static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int6
     double limit = plan->preset + larger_f(plan->preset * limits->spot_dose, limits->spot_dose_counts) + plan->slack_1;
     if (counts > limit)
         latch(m, SPOT_DOSE_PRIMARY, counts, limit, t_ns, now_ns);
-    if ((double)delta > plan->rate_limit) {
+    int64_t frames = larger(1, (span_ns + FRAME_NS / 2) / FRAME_NS);
+    if ((double)delta > plan->rate_limit * (double)frames) {
         s->over_rate += 1;
         if (s->over_rate >= 2)
-            latch(m, RATE_HIGH, (double)delta, plan->rate_limit, t_ns, now_ns);
+            latch(m, RATE_HIGH, (double)delta / (double)frames, plan->rate_limit, t_ns, now_ns);
     } else {
         s->over_rate = 0;
     }
@@ -652,6 +654,8 @@ static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
     int first = s->frames_seen_1 == 0;
     s->frames_seen_1 = 1;
     int64_t delta = first ? 0 : counts - s->counts_1;
+    int64_t span_ns = first ? 0 : larger(0, t_ns - s->frame_1_ns);
+    s->frame_1_ns = t_ns;
     s->counts_1 = counts;
     if (s->field_start_1 < 0) {
         s->field_start_1 = counts;
@@ -706,7 +710,7 @@ static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
         v->saturated = 1;
     s->row_flags |= s->flags_1;
     s->row_frames_1 += 1;
-    judge_frame_1(m, delta, counts - word_i64(d, 6), t_ns, now_ns);
+    judge_frame_1(m, delta, counts - word_i64(d, 6), span_ns, t_ns, now_ns);
 }
 
 static void integrate_2(memory_t *m, datagram d, int64_t now_ns)
@@ -804,7 +808,7 @@ static void integrate_3(memory_t *m, datagram d, int64_t now_ns)
     if ((s->flags_3_before & FLAG_REQUEST) != 0 && (s->flags_3 & FLAG_REQUEST) == 0)
         s->request_off_ns = t_ns;
     if ((s->flags_3 & FLAG_REQUEST) != 0)
-        s->beam_seen_ns = -1;
+        s->unasked_ns = -1;
     s->row_flags |= s->flags_3;
     judge_frame_3(m, word_u32(d, 8), t_ns, now_ns);
     if (m->control.log_on == 1)
@@ -850,7 +854,7 @@ static void clear_latch(memory_t *m)
     s->over_rate = 0;
     s->off_window = 0;
     s->visit_apart = 0;
-    s->beam_seen_ns = -1;
+    s->unasked_ns = -1;
     for (int stream = 1; stream < 4; stream++)
         m->streams[stream].window_lost = 0;
     s->reset_seen = m->control.reset;

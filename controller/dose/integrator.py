@@ -88,7 +88,7 @@ def clear_latch(m):
     s.over_rate = 0
     s.off_window = 0
     s.visit_apart = 0
-    s.beam_seen_ns = -1
+    s.unasked_ns = -1
     for stream in range(1, 4):
         m.streams[stream].window_lost = 0
     s.reset_seen = m.control.reset
@@ -107,6 +107,8 @@ def integrate_1(m, buffer, now_ns):
     first = s.frames_seen_1 == 0
     s.frames_seen_1 = 1
     delta = 0 if first else counts - s.counts_1
+    span_ns = np.int64(0) if first else max(np.int64(0), t_ns - s.frame_1_ns)
+    s.frame_1_ns = t_ns
     s.counts_1 = counts
     if s.field_start_1 < 0:
         s.field_start_1 = counts
@@ -155,7 +157,7 @@ def integrate_1(m, buffer, now_ns):
         v.saturated = 1
     s.row_flags |= s.flags_1
     s.row_frames_1 += 1
-    judge_frame_1(m, delta, counts - buffer.i64[6], t_ns, now_ns)
+    judge_frame_1(m, delta, counts - buffer.i64[6], span_ns, t_ns, now_ns)
 
 
 @compiled_inline
@@ -213,7 +215,7 @@ def integrate_3(m, buffer, now_ns):
     if s.flags_3_before & FLAG_REQUEST != 0 and s.flags_3 & FLAG_REQUEST == 0:
         s.request_off_ns = t_ns
     if s.flags_3 & FLAG_REQUEST != 0:
-        s.beam_seen_ns = -1
+        s.unasked_ns = -1
     s.row_flags |= s.flags_3
     judge_frame_3(m, np.int64(buffer.u32[8]), t_ns, now_ns)
     if m.control.log_on == 1:

@@ -105,7 +105,7 @@ class MonitorPath:
         limits["bias_share"] = strips.bias_share
         state = self.monitor.state
         state["field_start_1"] = state["field_start_2"] = -1
-        state["beam_seen_ns"] = -1
+        state["unasked_ns"] = -1
         state["request_off_ns"] = -(10**12)
         limits["field_counts_1"] = limits["field_counts_2"] = 0.0
         limits["strip_scale_x"] = limits["strip_scale_y"] = 1.0
@@ -198,7 +198,8 @@ class MonitorPath:
         self.monitor.control["drop"] = number
 
     def reset(self) -> None:
-        """Clear the latch; the operator's part is the caller's."""
+        """Clear the latch; the operator's part is the caller's. Permits leave again only once the chain is armed."""
+        self.monitor.control["permit_on"] = 0
         self.monitor.control["drop"] = 0
         self.monitor.control["reset"] += 1
 

@@ -57,7 +57,7 @@ class Judge:
         self.first_visit, self.last_visit = control["first_visit"], control["last_visit"]
         self.permit_on = False
         self.first_out: FirstOut | None = None
-        self._beam_since_ns: int | None = None
+        self._unasked_ns: int | None = None
         self._over_rate = self._off_window = self._apart = 0
         self._errors: list[tuple[float, float]] = []
 
@@ -120,12 +120,13 @@ class Judge:
             self._scan(frame, 0 if before is None else before.flags)
             return
         first = frame.stream == 1
+        span_ns = 0 if before is None else max(0, frame.t_ns - before.t_ns)
         if not frame.flags & FLAG_HV_OK:
             self._trip(numbers.HIGH_VOLTAGE_1 if first else numbers.HIGH_VOLTAGE_2, 0.0, 0.0)
         if frame.flags & FLAG_SATURATED:
             self._trip(numbers.SATURATED, delta if first else 0.0, 0.0)
         if first:
-            self._unrequested(frame)
+            self._unrequested(frame, span_ns)
         elif frame.flags & FLAG_TRIPPED:
             self._trip(numbers.BACKUP_TRIPPED, 0.0, 0.0)
         least = min(delta, frame.counts - frame.counts_at_change)
@@ -138,7 +139,7 @@ class Judge:
             self._trip(numbers.FIELD_DOSE_PRIMARY if first else numbers.FIELD_DOSE_SECONDARY, field, limit)
         if self.integrator.visit.id > 0:
             if first:
-                self._primary(frame, delta)
+                self._primary(frame, delta, span_ns)
             else:
                 self._secondary(frame)
 
@@ -148,17 +149,18 @@ class Judge:
         pedestal = min(max(self.integrator.channels[frame.stream].pedestal(), -bound), bound)
         return float(frame.counts - start) - pedestal * float(frame.t_ns - start_ns)
 
-    def _unrequested(self, frame: Frame) -> None:
-        if not (frame.flags | self.integrator.flags(2)) & FLAG_BEAM or self.integrator.flags(3) & FLAG_REQUEST:
-            self._beam_since_ns = None
-            return
-        if self._beam_since_ns is None:
-            self._beam_since_ns = frame.t_ns
-        for_ns = frame.t_ns - max(self._beam_since_ns, self.integrator.request_off_ns)
-        if for_ns > self._limit("proof_ns"):
-            self._trip(numbers.BEAM_WITHOUT_REQUEST, for_ns * 1e-6, self._limit("proof_ns") * 1e-6)
+    def _unrequested(self, frame: Frame, span_ns: int) -> None:
+        """Beam adds up from the fall of the request on; without beam it is forgotten at an eighth of the pace."""
+        if self.integrator.flags(3) & FLAG_REQUEST:
+            self._unasked_ns = None
+        elif (frame.flags | self.integrator.flags(2)) & FLAG_BEAM:
+            self._unasked_ns = 0 if self._unasked_ns is None else self._unasked_ns + span_ns
+            if self._unasked_ns > self._limit("proof_ns"):
+                self._trip(numbers.BEAM_WITHOUT_REQUEST, self._unasked_ns * 1e-6, self._limit("proof_ns") * 1e-6)
+        elif self._unasked_ns is not None:
+            self._unasked_ns = max(0, self._unasked_ns - span_ns // 8)
 
-    def _primary(self, frame: Frame, delta: int) -> None:
+    def _primary(self, frame: Frame, delta: int, span_ns: int) -> None:
         visit = self.integrator.visit
         plan = self.integrator.planned(visit.id)
         counts = self._dose(frame, visit.counts_1, visit.t_start_ns)
@@ -166,9 +168,10 @@ class Judge:
         limit = preset + max(preset * self._limit("spot_dose"), self._limit("spot_dose_counts")) + plan["slack_1"]
         if counts > limit:
             self._trip(numbers.SPOT_DOSE_PRIMARY, counts, limit)
-        self._over_rate = self._over_rate + 1 if delta > plan["rate_limit"] else 0
+        frames = max(1, (span_ns + 50_000) // 100_000)
+        self._over_rate = self._over_rate + 1 if delta > plan["rate_limit"] * frames else 0
         if self._over_rate >= 2:
-            self._trip(numbers.RATE_HIGH, delta, plan["rate_limit"])
+            self._trip(numbers.RATE_HIGH, delta / frames, plan["rate_limit"])
 
     def _secondary(self, frame: Frame) -> None:
         visit, row = self.integrator.visit, self.integrator.open_row
@@ -186,7 +189,7 @@ class Judge:
     def _scan(self, frame: Frame, flags_before: int) -> None:
         flags, words = frame.flags, frame.words
         if flags & FLAG_REQUEST:
-            self._beam_since_ns = None
+            self._unasked_ns = None
         if flags & FLAG_TRIPPED:
             self._trip(numbers.ENGINE_TRIPPED, words[SCAN_ENGINE_TRIP], 0.0)
         if self.permit_on and flags_before & FLAG_CHAIN and not flags & FLAG_CHAIN:

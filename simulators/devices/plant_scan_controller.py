@@ -111,6 +111,9 @@ class PlantScanController:
                 return WRONG_STATE
             if state["closed"] == 0:
                 return NO_CHAIN
+        aborts = state["eng_command"] == CMD_ABORT and state["eng_commands"] != state["eng_commands_done"]
+        if aborts and command != CMD_ABORT:
+            return WRONG_STATE  # it is being aborted: nothing of this layer is there to be held or started
         state["eng_command_bank"] = bank
         state["eng_command_token"] = int(values["command_token"])
         state["eng_command_x_ma"] = round(values["command_x_offset_a"] * 1000)

@@ -45,6 +45,9 @@ class PlantSpotPreset:
 
     def _post(self, command: int, token: int = 0) -> None:
         state = self._plant.state
+        aborts = state["eng_command"] == CMD_ABORT and state["eng_commands"] != state["eng_commands_done"]
+        if aborts and command != CMD_ABORT:
+            return  # it is being aborted: nothing of this layer is there to be held or started
         state["eng_command_bank"] = self._bank
         state["eng_command_token"] = token
         state["eng_command"] = command

@@ -53,11 +53,12 @@ def watch_backup(plant):
     s = plant.state
     if s.eng_visit > 0 and s.backup_trip == 0:
         row = s.eng_visit - plant.backup_first[s.backup_bank]
+        limit = 0  # a visit that it has no row for may not count anything
         if row >= 0 and row < plant.backup.shape[1]:
-            counts = s.retained_2 + (s.counts_2 >> 24) - s.backup_counts
-            if counts > int(plant.backup[s.backup_bank, row]):
-                s.backup_trip = 1
-                s.backup_visit = s.eng_visit
+            limit = int(plant.backup[s.backup_bank, row])
+        if s.retained_2 + (s.counts_2 >> 24) - s.backup_counts > limit:
+            s.backup_trip = 1
+            s.backup_visit = s.eng_visit
 
 
 @compiled
