@@ -23,6 +23,7 @@ from controller.record.schema import (
     QUALITY_SATURATED,
     ROW_DTYPE,
 )
+from drivers.contracts import SELF_TEST_VISIT
 from interlocks.conditions import by_number, matrix
 
 MEASURED_QUALITY = QUALITY_NO_POSITION | QUALITY_SATURATED | QUALITY_FRAMES_LOST
@@ -183,7 +184,7 @@ class Comparison:
                 self.visits += 1
         if self.part.end is not None and self.part.end.get("outcome") == "completed":
             for (index, number), left in self._measured.items():
-                if number > 0:
+                if number > 0 and (index, number) != (-1, SELF_TEST_VISIT):
                     what = f"visit {number} of field {index + 1}"
                     self.differences.append(differs(what, "visit", None, number, left[0][1]))
 

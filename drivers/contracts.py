@@ -120,6 +120,9 @@ class EngineStatus:
     y_offset_a: float
 
 
+SELF_TEST_VISIT = (1 << 17) - 1
+"""Visit id of the engine's self-test, which has no beam: no plan's visit has it, no dose is ever booked to it."""
+
 ENGINE_RESULT_DTYPE = np.dtype(
     [
         ("visit", "<u4"),
@@ -387,6 +390,8 @@ class ChainStatus:
     port_sensor_deg: float
     beam_present: bool
     """Independent beam-present detector."""
+    chopper_open: bool
+    """The chopper's own position switch."""
 
 
 class SafetyChain(Connected, Protocol):
@@ -398,4 +403,8 @@ class SafetyChain(Connected, Protocol):
         ...
 
     async def disarm(self, deadline: Deadline) -> None: ...
+    async def test_chopper(self, deadline: Deadline) -> float:
+        """Open and close the chopper behind the closed stopper; returns the time that closing took, ms."""
+        ...
+
     async def status(self, deadline: Deadline) -> ChainStatus: ...

@@ -6,18 +6,20 @@ from typing import Any
 
 from drivers.contracts import ChainStatus
 from drivers.deadline import Deadline
+from drivers.errors import DeviceError
 from drivers.register_client import RegisterDriver
 from drivers.registers import Value
 from drivers.verify import Wanted, loop_ns, set_and_verify
 
-ARM, DISARM = 1, 2
+ARM, DISARM, TEST_CHOPPER = 1, 2, 3
+TEST_PASSED, TEST_FAILED = 3, 4
 TIME_OUT_TOLERANCE_MS = 0.001
 """Resolution of the register."""
 
 STATUS = (
     "closed", "armed", "arm_token", "open_cause", "permits_received", "permits_rejected", "emergency_stop",
     "door_closed", "room_searched", "room_allocated", "energy_sensor_mev_u", "ion_sensor", "port_sensor_deg",
-    "beam_present",
+    "beam_present", "chopper_open",
 )  # fmt: skip
 
 
@@ -47,6 +49,34 @@ class SafetyChain(RegisterDriver):
     async def disarm(self, deadline: Deadline) -> None:
         """Open the chain; returns when it reads open and not armed."""
         await self._do("command", {"command": DISARM}, ("closed", "armed"), {"closed": False, "armed": False}, deadline)
+
+    async def test_chopper(self, deadline: Deadline) -> float:
+        """Open and close the chopper; returns how long closing took, ms, once result and position switch agree.
+
+        Raises `DeviceRefused` while the stopper is open or the chain armed, `DeviceError` where the test failed.
+        """
+        label = self.map.register("chopper_test").field.label
+        names = ("chopper_open", "chopper_test", "chopper_close_ms")
+
+        async def write() -> None:
+            await self.link.request("command", {"command": TEST_CHOPPER}, deadline)
+
+        got = await set_and_verify(
+            self.name,
+            Wanted("chopper_test", label(TEST_PASSED)),
+            write,
+            lambda: self.link.read(names, deadline),
+            agrees=lambda got: got["chopper_test"] in (TEST_PASSED, TEST_FAILED),
+            show=lambda got: label(got["chopper_test"]),
+            poll_s=self.poll_s,
+            deadline=deadline,
+        )
+        if got["chopper_test"] != TEST_PASSED or got["chopper_open"]:
+            shown = f"{label(got['chopper_test'])}, chopper {'open' if got['chopper_open'] else 'closed'}"
+            raise DeviceError(
+                self.name, f"chopper_test: wanted passed, chopper closed; got {shown}; no beam before repair"
+            )
+        return float(got["chopper_close_ms"])
 
     async def _do(
         self,
@@ -99,4 +129,5 @@ class SafetyChain(RegisterDriver):
             ion_sensor=self.map.register("ion_sensor").field.label(got["ion_sensor"]),
             port_sensor_deg=got["port_sensor_deg"],
             beam_present=got["beam_present"],
+            chopper_open=got["chopper_open"],
         )

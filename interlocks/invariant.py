@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from interlocks.slow import Violation
 
-SELF_TESTED = ("electrometer_1", "electrometer_2")
-"""Both monitors: each is proved to work since its last power-up, with no beam."""
+SELF_TESTED = ("electrometer_1", "electrometer_2", "scan_controller", "accelerator", "safety_chain")
+"""Both monitors, and every way to stop the beam: each is proved to work since its last power-up, with no beam."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from drivers.contracts import SELF_TEST_VISIT
 from drivers.wires.addresses import serial_address, tcp_address
 from drivers.wires.faults import FOREVER_NS, FaultKind, WireFault, WireFaults
 from simulators.fault_places import Place, Whereabouts, reached
 from simulators.faults import Action, Fault, changed, is_ramp
-from simulators.plant.state import ACC_CHANGING, ENG_ARMED, ENG_DONE, ENG_RUNNING, Plant
+from simulators.plant.state import ACC_CHANGING, ENG_ARMED, ENG_DONE, ENG_IDLE, ENG_RUNNING, Plant
 from sites.schema import Device, Site
 
 POLL_S = 0.005
@@ -117,7 +118,9 @@ class FaultPlayer:
         """Where the treatment is."""
         state = self._room.plant.state
         results = int(state["results"])
-        token = int(state["token"]) if state["armed"] else 0
+        # self-tests arm with the stopper closed, and belong to no field
+        arming = bool(state["armed"]) and bool(state["stopper_command"])
+        token = int(state["token"]) if arming else 0
         if token and token != self._token:
             self._token = token
             if self._field == 0 or results > self._results_field:
@@ -127,12 +130,16 @@ class FaultPlayer:
         engine = int(state["eng_state"])
         if engine in (ENG_ARMED, ENG_RUNNING):
             first = int(self._room.plant.first_visit[int(state["eng_bank"])])
-            if first not in self._layers:
+            if first == SELF_TEST_VISIT:
+                engine = ENG_IDLE
+            elif first not in self._layers:
                 self._layers.append(first)
         if self._start is None and self._room.begun_ns is not None:
             self._start = (results, int(state["spill"]) - int(state["spill_on"]))
         start = self._start or (results, int(state["spill"]))
         visit = int(state["eng_visit"])
+        if visit == SELF_TEST_VISIT:
+            visit = NO_VISIT
         layer = len(self._layers)
         if self.plan is not None and self._layers:
             layer = self.plan.layer_number(visit or self._layers[-1])
@@ -143,16 +150,16 @@ class FaultPlayer:
             layer=layer,
             visit=visit,
             spill=int(state["spill"]) - start[1],
-            states=frozenset(self._states(engine)),
+            states=frozenset(self._states(engine, arming)),
         )
 
-    def _states(self, engine: int) -> list[str]:
+    def _states(self, engine: int, arming: bool) -> list[str]:
         state = self._room.plant.state
         held = engine == ENG_RUNNING and (state["eng_hold"] or (state["eng_gated"] and not state["gate_open"]))
         facts = {
             "start": True,
             "prepared": state["session"] != 0,
-            "arming": bool(state["armed"]) and not self._layers,
+            "arming": arming and not self._layers,
             "armed": engine == ENG_ARMED,
             "changing_energy": state["acc_state"] == ACC_CHANGING,
             "running": engine == ENG_RUNNING,

@@ -27,7 +27,9 @@ GOOD: dict[str, Any] = {
     "nozzle": NOZZLE,
     "gating": GatingStatus(NOW_NS, 1, True, 0.5, False),
     "accelerator": AcceleratorStatus(NOW_NS, 2, 7, 250.0, "12C", 90.0, 3, 1, True, True),
-    "safety_chain": ChainStatus(NOW_NS, True, True, 1, 0, False, True, True, True, 100, 0, 250.02, "12C", 90.0, True),
+    "safety_chain": ChainStatus(
+        NOW_NS, True, True, 1, 0, False, True, True, True, 100, 0, 250.02, "12C", 90.0, True, False
+    ),
 }
 EXPECTED = Expected(
     gantry_deg=0.0,

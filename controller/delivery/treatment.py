@@ -23,6 +23,7 @@ from controller.delivery.programs import build_programs
 from controller.delivery.reconcile import bring_to_rest, reconcile
 from controller.delivery.roles import demand_reset_role
 from controller.delivery.run import Run
+from controller.delivery.self_tests import test_monitors, test_stops
 from controller.delivery.setup import agree_with_guard, check_set_ups, set_up
 from controller.delivery.standing import AlreadyTripped, require_arming
 from controller.delivery.states import TABLE, Event, State, UndefinedTransition, follow
@@ -42,7 +43,6 @@ from interlocks.slow import judge
 
 PREPARE_S = 30.0
 HOLD_S = 2.0
-SELF_TEST_PASSED = 2
 
 
 class Treatment:
@@ -144,12 +144,13 @@ class Treatment:
         for device in (run.devices.electrometer_1, run.devices.electrometer_2, run.devices.scan_controller):
             await device.stream_to(frames.host, frames.port, 0, deadline)
         rings = await run.devices.scan_controller.status(deadline)
-        run.rings_read = rings.results
         if rings.acknowledged < rings.results:
             rows = f"rows {rings.acknowledged} to {rings.results - 1}"
             run.event("warning", text=f"the rings hold {rows} that nobody acknowledged: another treatment was cut off")
         self._tasks = self.watch.start(self._group)
         await self.watch.ready(deadline)
+        await test_stops(run, deadline)
+        run.rings_read = (await run.devices.scan_controller.status(deadline)).results
 
     def _utc(self) -> datetime:
         return self.run.epoch + timedelta(microseconds=now_ns() // 1000)
@@ -165,9 +166,7 @@ class Treatment:
                     f"{device.name}: its backup limit is tripped; a physicist resets it (spotwise resume DIR "
                     "--accept-dispute --operator NAME --reason TEXT does it, too)"
                 )
-            if status.self_test != SELF_TEST_PASSED:
-                await device.self_test(deadline)
-            self.run.self_tests[device.name] = self.run.identities[device.name].boot_nonce
+        await test_monitors(self.run, deadline)
 
     async def _freeze_corrections(self, deadline: Deadline) -> None:
         run = self.run

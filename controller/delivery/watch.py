@@ -278,7 +278,7 @@ class Watch:
             if spill:
                 run.spill_since_ns = now_ns()
             run.event("spill", phase="begin" if spill else "end")
-        held = bool(flags & FLAG_HOLD)
+        held = bool(flags & FLAG_HOLD) and run.state is not State.CHECKED  # prepare's own test of it is none
         if held and self.holds.since_ns is None:
             paused = run.state is State.INTERRUPTED
             between = not run.spill_verified.is_set()

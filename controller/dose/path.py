@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.dose.memory import MAX_VISITS, MEASURED_RING, ROW_RING, Monitor
+from controller.dose.memory import MEASURED_RING, ROW_RING, Monitor
 from controller.dose.strips import FRACTION_BITS
 from controller.machine.program import LayerProgram
+from drivers.contracts import SELF_TEST_VISIT
 from drivers.errors import Refused, SpotwiseError
 from drivers.wires.frames import FRAME_NS, STRIP_UNITS_PER_COUNT
 from interlocks.numbers import COMMANDED
@@ -128,8 +129,8 @@ class MonitorPath:
         of it; None: what the programs want and the site's tolerance.
         """
         total = sum(len(p.visits) for p in programs)
-        if total >= MAX_VISITS:
-            raise Refused(f"a field of {total} visits; the real-time path holds {MAX_VISITS - 1}")
+        if total >= SELF_TEST_VISIT:
+            raise Refused(f"a field of {total} visits; the real-time path holds {SELF_TEST_VISIT - 1}")
         site = self.site
         t = site.tolerances
         plan = self.monitor.plan
@@ -174,6 +175,21 @@ class MonitorPath:
         if self.recorder is not None:
             self.recorder.field_loaded(programs[0].field_index if programs else -1, total)
         control["clear"] += 1
+
+    def load_self_test(self) -> None:
+        """Put the engine's self-test into the memory, and nothing else: whatever is more than noise trips."""
+        t = self.site.tolerances
+        plan = self.monitor.plan
+        plan[:] = np.zeros(1, plan.dtype)
+        row = plan[SELF_TEST_VISIT]
+        row["preset"] = row["expected_2"] = t.field_dose_counts
+        row["rate_limit"] = t.spot_dose_counts
+        limits = self.monitor.limits
+        limits["field_counts_1"], limits["field_counts_2"] = whole_field_limits(0.0, 0.0, t)
+        self.allow(SELF_TEST_VISIT, SELF_TEST_VISIT)
+        if self.recorder is not None:
+            self.recorder.field_loaded(-1, SELF_TEST_VISIT)
+        self.monitor.control["clear"] += 1
 
     def allow(self, first_visit: int, last_visit: int) -> None:
         """Only these visits may run now."""
@@ -244,11 +260,12 @@ class MonitorPath:
         await self._changed.wait()
 
     def take_measured(self) -> NDArray[Any]:
-        """Measured visits since the last call (a copy). Raises `RingOverrun`."""
+        """Measured visits of plans since the last call (a copy). Raises `RingOverrun`."""
         rows, self._measured_read = _take(
             self.monitor.measured, int(self.monitor.state["measured"]), self._measured_read, MEASURED_RING
         )
-        return rows
+        of_plans: NDArray[Any] = rows[rows["visit"] != SELF_TEST_VISIT]
+        return of_plans
 
     def take_rows(self) -> NDArray[Any]:
         """Log rows since the last call (a copy). Raises `RingOverrun`."""

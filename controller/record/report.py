@@ -28,6 +28,7 @@ from controller.record.report_pictures import (
     spot_map,
     time_breakdown,
 )
+from controller.record.report_self_tests import self_tests_table
 from controller.record.summary import dose_errors_pct, position_errors_mm
 from controller.record.timing import timing
 from controller.record.unclosed import sentence
@@ -68,6 +69,7 @@ def report(journal: Journal, summary: dict[str, Any]) -> str:
         adaptation_tables(journal, lambda head, rows: _table(head, rows, numbers=range(1, len(head))), _n),
         "<h2>Machine</h2>",
         _machine(journal),
+        self_tests_table(journal, lambda head, rows: _table(head, rows, numbers=(2, 3)), _n),
         _footer(journal, header),
     ]
     style = files("controller.record").joinpath("report.css").read_text(encoding="utf-8")

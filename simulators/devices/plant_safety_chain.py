@@ -9,10 +9,9 @@ from drivers.registers import RegisterMap
 from simulators.devices.plant_accelerator import CODES
 from simulators.devices.register_device import DeviceIdentity, RegisterDevice
 from simulators.plant.physics import IONS
-from simulators.plant.state import Plant
+from simulators.plant.state import CHAIN_ARM, CHAIN_DISARM, CHAIN_TEST, TEST_CLOSING, TEST_OPENING, Plant
 
-ACCEPTED, UNKNOWN, NO_SESSION, INPUT_OPEN, TOKEN_USED = range(5)
-ARM, DISARM = 1, 2
+ACCEPTED, UNKNOWN, NO_SESSION, INPUT_OPEN, TOKEN_USED, STOPPER_OPEN, ARMED, CHOPPER_TEST = range(8)
 IS_ARMED, BAD_TIME_OUT = 1, 2
 
 
@@ -39,11 +38,13 @@ class PlantSafetyChain:
         return ACCEPTED
 
     def command(self, values: dict[str, Any]) -> int:
-        """Handler: arm with a fresh token, or disarm."""
+        """Handler: arm with a fresh token, disarm, or test the chopper where no beam can pass it."""
         state = self._plant.state
         command = int(values["command"])
         token = int(values["new_arm_token"])
-        if command == ARM:
+        if command == CHAIN_ARM:
+            if state["chopper_test"] in (TEST_OPENING, TEST_CLOSING):
+                return CHOPPER_TEST
             if state["session"] == 0:
                 return NO_SESSION
             inputs = state["door_closed"] and state["room_searched"] and state["room_allocated"]
@@ -52,9 +53,17 @@ class PlantSafetyChain:
             if token == 0 or token in self._used:
                 return TOKEN_USED
             self._used.add(token)
-        elif command != DISARM:
+        elif command == CHAIN_TEST:
+            if state["stopper_command"] or state["stopper_open"]:
+                return STOPPER_OPEN
+            if state["armed"] or state["closed"]:
+                return ARMED
+        elif command != CHAIN_DISARM:
             return UNKNOWN
         state["chain_command"] = command
+        if command == CHAIN_TEST:
+            state["chopper_test"] = TEST_OPENING  # said at once: nobody may take the last result for this one's
+            state["chopper_test_ns"] = state["t_ns"]
         state["chain_command_token"] = token
         state["chain_commands"] += 1
         return ACCEPTED
@@ -94,6 +103,9 @@ class PlantSafetyChain:
                 "ion_sensor": lambda: CODES[IONS[int(tune[0]["true_ion"])]] if spilling() else 0,
                 "port_sensor_deg": lambda: float(tune[0]["port_deg"]) + float(parameters["port_error_deg"]),
                 "beam_present": flag("beam_present"),
+                "chopper_open": flag("beam_on"),
+                "chopper_test": lambda: int(state["chopper_test"]),
+                "chopper_close_ms": lambda: float(state["chopper_close_ns"]) * 1e-6,
             },
             requests={"session": self.session, "command": self.command},
         )

@@ -10,7 +10,14 @@ from simulators.plant.state import (
     ACC_IDLE,
     ACC_READY,
     FRAME_NS,
+    TEST_CLOSING,
+    TEST_FAILED,
+    TEST_OPENING,
+    TEST_PASSED,
 )
+
+CHOPPER_TEST_NS = 5_000_000
+"""The PLC's patience with each way of the chopper's test."""
 
 
 @compiled
@@ -115,12 +122,31 @@ def frame_rate(plant, t_ns):
     return max(0, int(rate))
 
 
+@compiled
+def advance_chopper_test(plant, t_ns):
+    """The PLC's test of the chopper, once a frame: open, then closed again, behind a closed stopper."""
+    s = plant.state
+    if s.chopper_test != TEST_OPENING and s.chopper_test != TEST_CLOSING:
+        return
+    if s.stopper_open == 1 or s.stopper_command == 1 or s.armed == 1 or s.closed == 1:
+        s.chopper_test = TEST_FAILED
+    elif s.chopper_test == TEST_OPENING and s.beam_on == 1:
+        s.chopper_test = TEST_CLOSING
+        s.chopper_test_ns = t_ns
+    elif s.chopper_test == TEST_CLOSING and s.beam_on == 0:
+        s.chopper_test = TEST_PASSED
+        s.chopper_close_ns = t_ns - s.chopper_test_ns
+    elif t_ns - s.chopper_test_ns > CHOPPER_TEST_NS:
+        s.chopper_test = TEST_FAILED
+
+
 @compiled_inline
 def advance_chopper(plant, t_ns, step_ns):
     """Move the chopper through one step; returns the ns of the step with beam let through."""
     p = plant.parameters
     s = plant.state
-    target = 1 if (s.request == 1 and s.closed == 1) or p.unasked == 1 else 0
+    asked = (s.request == 1 and s.closed == 1) or s.chopper_test == TEST_OPENING
+    target = 1 if (asked and p.chopper_shut == 0) or p.unasked == 1 else 0
     if target != s.beam_target:
         s.beam_target = target
         s.beam_change_ns = t_ns + (p.on_delay_ns if target == 1 else p.off_delay_ns)

@@ -46,7 +46,7 @@ def receive_permit(plant, buffer, length, t_ns):
     kind = buffer.u8[5]
     source = buffer.u8[6]
     if kind == KIND_DROP:
-        if s.armed == 1 or s.closed == 1:
+        if (s.armed == 1 or s.closed == 1) and p.drop_ignored == 0:
             open_chain(plant, CAUSE_GUARD_DROP if source == SOURCE_GUARD else CAUSE_DROP, t_ns)
         s.permits += 1
         return

@@ -154,11 +154,12 @@ def obey_engine_command(plant, t_ns):
         begin_visit(plant, 0, t_ns)
         s.eng_sub = SUB_MOVE
     elif command == CMD_HOLD and state == ENG_RUNNING:
-        s.eng_hold = 1
+        s.eng_hold = 1 if plant.parameters.hold_ignored == 0 else 0
     elif command == CMD_RESUME and state == ENG_RUNNING:
         s.eng_hold = 0
     elif command == CMD_ABORT:
-        stop_layer(plant, ENG_ABORTED, t_ns)
+        if plant.parameters.abort_ignored == 0:
+            stop_layer(plant, ENG_ABORTED, t_ns)
     else:
         s.eng_error = 1
     s.eng_commands_done = s.eng_commands

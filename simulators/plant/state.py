@@ -49,6 +49,11 @@ TRIP_NONE, TRIP_SPOT_TIME, TRIP_WINDOW, TRIP_TABLE, TRIP_CHAIN = range(5)
     CAUSE_GUARD_DROP,
 ) = range(12)
 
+# the chopper's test, as shown in the chain's registers
+TEST_NONE, TEST_OPENING, TEST_CLOSING, TEST_PASSED, TEST_FAILED = range(5)
+# commands to the chain's PLC
+CHAIN_ARM, CHAIN_DISARM, CHAIN_TEST = range(1, 4)
+
 Fields = tuple[tuple[str, str, str], ...]
 
 PARAMETER_FIELDS: Fields = (
@@ -66,6 +71,10 @@ PARAMETER_FIELDS: Fields = (
     ("off_delay_ns", "i8", "ns, end of request, or chain open, to no beam (chopper)"),
     ("stopper_delay_ns", "i8", "ns, command to stopper in place"),
     ("chopper_stuck", "i8", "fault: 1: the chopper does not close"),
+    ("chopper_shut", "i8", "fault: 1: the chopper does not open"),
+    ("drop_ignored", "i8", "fault: 1: the chain does not open by a drop"),
+    ("hold_ignored", "i8", "fault: 1: the engine takes the command to hold, and does not hold"),
+    ("abort_ignored", "i8", "fault: 1: the engine takes the command to abort, and goes on"),
     ("unasked", "i8", "fault: 1: the chopper lets beam through that nobody asks for"),
     ("leak", "f8", "fault: share of the intensity that passes a closed chopper"),
     ("rate_scale", "f8", "fault: true intensity over nominal"),
@@ -288,10 +297,13 @@ STATE_FIELDS: Fields = (
     ("sequence_2", "u8", "of the guard"),
     ("permits", "i8", "valid permits received"),
     ("rejected", "i8", "permits rejected"),
-    ("chain_command", "i8", "mailbox: 1 arm, 2 disarm"),
+    ("chain_command", "i8", "mailbox: CHAIN_*"),
     ("chain_command_token", "u8", "mailbox"),
     ("chain_commands", "i8", "mailbox: commands written"),
     ("chain_commands_done", "i8", "commands obeyed"),
+    ("chopper_test", "i8", "TEST_*"),
+    ("chopper_test_ns", "i8", "ns, begin of its present phase"),
+    ("chopper_close_ns", "i8", "ns, what closing took in the last test that passed"),
     ("emergency_stop", "i8", "1: pressed"),
     ("door_closed", "i8", ""),
     ("room_searched", "i8", ""),

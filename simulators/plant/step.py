@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from drivers.compiled import compiled
-from simulators.plant.accelerator import advance_accelerator, advance_chopper, frame_rate
+from simulators.plant.accelerator import advance_accelerator, advance_chopper, advance_chopper_test, frame_rate
 from simulators.plant.chain import advance_chain, open_chain
 from simulators.plant.chambers import advance_chambers, gain_units, idle_chambers
 from simulators.plant.engine import drive_request, judge_step, obey_engine_command
@@ -12,12 +12,16 @@ from simulators.plant.noise import unit_noise
 from simulators.plant.state import (
     CAUSE_NONE,
     CAUSE_OPERATOR,
+    CHAIN_ARM,
+    CHAIN_TEST,
     ENG_RUNNING,
     FRAME_NS,
     ION_UNIT,
     STEP_NS,
     STEPS_PER_FRAME,
     SUB_TAIL,
+    TEST_FAILED,
+    TEST_OPENING,
 )
 from simulators.plant.streams import make_frame_1, make_frame_2, make_frame_3
 
@@ -31,7 +35,11 @@ def obey_commands(plant, t_ns):
     if s.eng_commands != s.eng_commands_done:
         obey_engine_command(plant, t_ns)
     if s.chain_commands != s.chain_commands_done:
-        if s.chain_command == 1:
+        if s.chain_command == CHAIN_TEST:
+            # a chopper that is open already, though nobody asks, has failed
+            s.chopper_test = TEST_OPENING if s.beam_on == 0 else TEST_FAILED
+            s.chopper_test_ns = t_ns
+        elif s.chain_command == CHAIN_ARM:
             s.token = s.chain_command_token
             s.armed = 1
             s.closed = 0
@@ -133,6 +141,7 @@ def advance_frame(plant, frame_1, frame_2, frame_3):
     if p.gate_forced != 0:
         s.gate_open = p.gate_forced - 1
     advance_chain(plant, t_ns)
+    advance_chopper_test(plant, t_ns)
     s.rate_units_ns = frame_rate(plant, t_ns)
     s.beam_ns = 0
     s.eng_changed = 0
@@ -145,6 +154,7 @@ def advance_frame(plant, frame_1, frame_2, frame_3):
     idle = (
         s.beam_on == 0
         and s.beam_target == 0
+        and s.chopper_test != TEST_OPENING
         and s.drift_1 == 0
         and s.drift_2 == 0
         and (
