@@ -312,7 +312,7 @@ def test_limits_that_the_journals_programs_do_not_give_are_named(copied: Path) -
 
 
 def test_a_recording_that_reaches_its_bound_stops_and_says_so(tmp_path: Path) -> None:
-    bound = 12_000_000
+    bound = 15_000_000
     out = deliver(EXAMPLES / "small_carbon.dcm", "carbon-fixed", tmp_path / "t", frames_bytes=bound)
     assert bound - 2_000_000 < recording_path(out, 1).stat().st_size <= bound
     with read_journal(out / "journal.bin") as journal:
