@@ -148,7 +148,13 @@ def _compare_open(
         booked = int(journal[f"counts_{number}"].sum())
         in_tail = _tail_counts(carried, tail, number) if found.tail_usable and tail is not None else 0
         between = since - booked - in_tail
-        pedestal = reading.pedestal_per_s[number - 1] * reading.powered_s
+        per_s = reading.pedestal_per_s[number - 1]
+        if not abs(per_s) <= tolerances.pedestal_counts_per_s:
+            # a leak that began only now, taken for the whole time, would explain counts that were dose
+            found.reasons.append(
+                f"electrometer {number} counts {per_s:.0f}/s without beam, limit {tolerances.pedestal_counts_per_s:.0f}"
+            )
+        pedestal = per_s * reading.powered_s
         left = round(between - pedestal)
         limit = tolerances.field_dose * (booked + in_tail) + tolerances.field_dose_counts
         if between < 0 and since >= 0:
@@ -159,6 +165,11 @@ def _compare_open(
         elif left > limit:
             found.reasons.append(
                 f"electrometer {number}: {left} counts are in its retained counter and in no ring, limit {limit:.0f}"
+            )
+        elif left < -limit:
+            found.reasons.append(
+                f"electrometer {number}: its pedestal of now ({per_s:.0f}/s) explains {-left} counts more than there "
+                f"are, limit {limit:.0f}: it was another one before, and may hide dose"
             )
         unexplained.append(left)
         found.numbers[f"electrometer_{number}"] = {
