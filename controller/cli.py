@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # libraries may not write on the terminal by themselves; what matters reaches the operator through our own words
     logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
+    # the DICOM library prints values that it finds odd: a patient's birth date, for one
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"pydicom(\..*)?")
     command: Callable[[argparse.Namespace], int] = options.run
     try:
         return command(options)

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.record.log_columns import Column
+from controller.record.log_columns import ROW_COLUMNS, VISIT_COLUMNS, Column
 from drivers.errors import BadInput
 
 __all__ = ["API_VERSION", "Column", "Log", "open_log"]
@@ -154,7 +154,10 @@ def open_log(directory: Path | str) -> Log:
 
 def _columns(group: Any) -> dict[str, Column]:
     found = {}
-    for name, dataset in group.items():
+    known = [column.name for column in (*ROW_COLUMNS, *VISIT_COLUMNS)]
+    # as the page has them; HDF5 itself sorts them by name
+    for name in sorted(group, key=lambda name: known.index(name) if name in known else len(known)):
+        dataset = group[name]
         kind = np.dtype(dataset.dtype).str[1:]
         found[name] = Column(name, kind, *(str(dataset.attrs[key]) for key in ("unit", "meaning", "source")))
     return found
