@@ -99,7 +99,7 @@ def test_the_recorded_stream_is_a_whole_layer_of_intact_frames() -> None:
     assert all(frame is not None for frame in frames)
     visits = {frame.visit for frame in frames if frame is not None}
     assert visits >= set(range(1, r.visits + 1))
-    assert r.rate_per_s == 8e7
+    assert r.rate_per_s == 5e7  # the highest that keeps a runaway below 0.25 Gy at these energies
     after = judged(r.before)
     assert after["state"]["trip"] == 0
     assert after["state"]["measured"] == r.visits
