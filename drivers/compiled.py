@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
+from numpy.typing import NDArray
+
+from drivers.interpreted import array_at_address, new_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
@@ -91,6 +95,11 @@ def _as_pointer(_typing_context: Any, address: Any) -> Any:
 _pointer: Any = intrinsic(_as_pointer)
 
 
+def records(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeroed records for Python and compiled code."""
+    return new_memory(count, dtype) if numba.config.DISABLE_JIT else np.zeros(count, dtype)
+
+
 @compiled_inline
 def array_at(address: int, length: int, dtype: Any) -> Any:
     """An array over memory that somebody else keeps: passing it on counts no references.
@@ -99,3 +108,7 @@ def array_at(address: int, length: int, dtype: Any) -> Any:
     over than the datagram to judge.
     """
     return carray(_pointer(address), (length,), dtype)
+
+
+if numba.config.DISABLE_JIT:
+    array_at = array_at_address

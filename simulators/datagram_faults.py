@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.compiled import array_at, compiled
+from drivers.compiled import array_at, compiled, records
 from drivers.wires.frames import BUFFER_BYTES, frame_at, seal
 
 KINDS = ("none", "lost", "late", "repeated", "corrupted", "foreign", "replayed")
@@ -52,7 +52,7 @@ class DatagramFaults:
     """The memory of all lines, for Python; compiled code takes `memory[0]` by its address."""
 
     def __init__(self) -> None:
-        self.memory: NDArray[Any] = np.zeros(1, LINES)
+        self.memory: NDArray[Any] = records(1, LINES)
         self._data: NDArray[np.int64] = np.zeros((SLOTS + 1, WORDS), np.int64)  # the last one: what is replayed
         self.memory["data_at"] = self._data.ctypes.data
         self.memory["line"]["every"] = 1

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.record.schema import ROW_DTYPE
+from drivers.compiled import records
 from drivers.wires.frames import SCAN_WORDS, STRIPS, new_buffer
 
 MAX_VISITS = 1 << 17
@@ -273,7 +274,7 @@ class Monitor:
     """The memory for Python; compiled code takes `memory[0]`, one pointer."""
 
     def __init__(self) -> None:
-        self.memory: NDArray[Any] = np.zeros(1, MEMORY)
+        self.memory: NDArray[Any] = records(1, MEMORY)
         self.buffer = new_buffer()
         self.permit = new_buffer()
         self._commands: NDArray[Any] = self.memory["control"]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.compiled import compiled
+from drivers.compiled import compiled, records
 from drivers.wires.frames import BUFFER_BYTES
 
 KIND_FRAME = 1
@@ -167,7 +167,7 @@ class Tape:
     """The ring for Python; compiled code takes `memory[0]` and `ring`. Without words it records nothing, for ever."""
 
     def __init__(self, words: int = 0) -> None:
-        self.memory: NDArray[Any] = np.zeros(1, TAPE)
+        self.memory: NDArray[Any] = records(1, TAPE)
         self.ring: NDArray[np.int64] = np.empty(max(words, 1), np.int64)
         self.ring.fill(0)  # the memory is there before the path wants it
         self.memory["on"] = 1 if words else 0

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drivers.compiled import records
 from drivers.wires.frames import new_buffer
 from simulators.plant.noise import GAUSS_SIZE, RIPPLE_FRAMES
 
@@ -391,7 +392,7 @@ class Plant:
     """The memory of one plant, for Python; compiled code takes `memory[0]`, one pointer."""
 
     def __init__(self) -> None:
-        self.memory: NDArray[Any] = np.zeros(1, MEMORY)
+        self.memory: NDArray[Any] = records(1, MEMORY)
         self.frame_1 = new_buffer()
         self.frame_2 = new_buffer()
         self.frame_3 = new_buffer()

@@ -1,0 +1,204 @@
+"""Runs the tests once as they are, then once for every change, each in a process of its own, forked with all loaded.
+
+The change is made by exchanging a function's code, so that whoever has imported the function runs the changed one. Of
+the tests those run that execute the changed line, first those that noticed a change of the same function before.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.mutants.changes import Change, changed_code, changes_of
+
+FACTOR, LEAST_S = 8.0, 30.0
+"""A changed run may take so many times what the tests took as they are, and so long at least: it may never end."""
+
+
+class MutantLoop:
+    """The plugin. `done(change, verdict, test)` is told each result: killed, timeout, survived, untested or broken."""
+
+    def __init__(
+        self, root: Path, choose: Callable[[], list[tuple[Any, Change]]], done: Callable[[Change, str, str], None], workers: int
+    ) -> None:
+        self.root = root
+        self.choose = choose
+        self.done = done
+        self.workers = workers
+        self.failed: set[str] = set()
+        self._now = ""
+        self._child: int | None = None
+        self._lines: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
+        self._seconds: dict[str, float] = {}
+        self._noticed: defaultdict[str, list[str]] = defaultdict(list)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A failure of a child is what was hoped for, and its end."""
+        if not report.failed:
+            return
+        self.failed.add(report.nodeid)
+        if self._child is not None:
+            os.write(self._child, report.nodeid.encode())
+            os._exit(1)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Instead of pytest's own loop."""
+        chosen = self.choose()
+        files = {str(self.root / change.file) for _, change in chosen}
+        for item in session.items:
+            started = time.perf_counter()
+            self._now = item.nodeid
+            sys.settrace(partial(self._trace, files))
+            try:
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            finally:
+                sys.settrace(None)
+            self._seconds[item.nodeid] = time.perf_counter() - started
+        items = {item.nodeid: item for item in session.items if item.nodeid not in self.failed}
+        self._attack(items, chosen)
+        return True
+
+    def _trace(self, files: set[str], frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in files:
+            return None
+        file = frame.f_code.co_filename
+
+        def line(frame: FrameType, event: str, _: Any) -> Any:
+            self._lines[file, frame.f_lineno].add(self._now)
+            return line
+
+        self._lines[file, frame.f_lineno].add(self._now)
+        return line
+
+    def _tests(self, items: dict[str, pytest.Item], change: Change) -> list[str]:
+        file = str(self.root / change.file)
+        if change.function:
+            lines = range(change.line, change.last_line + 1)
+            names = {name for line in lines for name in self._lines[file, line] if name in items}
+        else:
+            names = set(items)
+        before = self._noticed[change.file + change.function]
+        return sorted(names, key=lambda n: (-before.count(n), self._seconds[n], n))
+
+    def _attack(self, items: dict[str, pytest.Item], chosen: list[tuple[Any, Change]]) -> None:
+        running: dict[int, tuple[int, Change, float]] = {}
+        waiting: Iterator[tuple[Any, Change]] = iter(chosen)
+        more = True
+        while more or running:
+            while more and len(running) < self.workers:
+                try:
+                    tree, change = next(waiting)
+                except StopIteration:
+                    more = False
+                    break
+                names = self._tests(items, change)
+                if not names:
+                    self.done(change, "untested", "")
+                    continue
+                limit_s = max(LEAST_S, FACTOR * sum(self._seconds[n] for n in names))
+                read, write = os.pipe()
+                pid = os.fork()
+                if pid == 0:
+                    os.close(read)
+                    self._be_wrong(tree, change, [items[n] for n in names], write)
+                os.close(write)
+                running[read] = (pid, change, time.monotonic() + limit_s)
+            ready, _, _ = select.select(list(running), [], [], 0.5)
+            for read, (pid, change, deadline) in list(running.items()):
+                late = time.monotonic() > deadline
+                if read not in ready and not late:
+                    continue
+                if late and read not in ready:
+                    os.kill(pid, signal.SIGKILL)
+                self._take(read, pid, change, late and read not in ready)
+                del running[read]
+
+    def _take(self, read: int, pid: int, change: Change, late: bool) -> None:
+        test = os.read(read, 4096).decode()
+        os.close(read)
+        _, status = os.waitpid(pid, 0)
+        if test and not test.startswith("!"):
+            self._noticed[change.file + change.function].append(test)
+        code = os.waitstatus_to_exitcode(status)
+        verdict = "timeout" if late else {0: "survived", 1: "killed"}.get(code, "broken")
+        self.done(change, verdict, test)
+
+    def _be_wrong(self, tree: Any, change: Change, items: list[pytest.Item], write: int) -> None:
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            exchange(tree, change, self.root)
+        except Exception as error:  # of a child that must never come back
+            os.write(write, f"! {error!r}".encode())
+            os._exit(3)
+        self._child = write
+        try:
+            for item in items:
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        except BaseException as error:  # a change may raise anything, SystemExit included
+            os.write(write, f"{items[0].nodeid.split('::')[0]}: {type(error).__name__}".encode())
+            os._exit(1)
+        os._exit(0)
+
+
+def exchange(tree: Any, change: Change, root: Path) -> None:
+    """Make the change in this process. Raises `LookupError` where the function is not loaded."""
+    file = str(root / change.file)
+    code = changed_code(tree, change, file)
+    module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == file)
+    if change.function:
+        function = _find(module, change.function)
+        function.__code__ = _inner(code, change.function)
+        return
+    name = change.what.split(":", 1)[0]
+    old = getattr(module, name)
+    fresh: dict[str, Any] = {"__name__": module.__name__, "__file__": file}
+    exec(code, fresh)
+    for other in list(sys.modules.values()):
+        if getattr(other, "__dict__", {}).get(name) is old:
+            setattr(other, name, fresh[name])
+
+
+def _find(module: Any, name: str) -> FunctionType:
+    found: Any = module
+    for part in name.split("."):
+        found = vars(found)[part]
+    found = getattr(found, "fget", None) or getattr(found, "__func__", None) or found
+    found = getattr(found, "__wrapped__", found)
+    if not isinstance(found, FunctionType):
+        raise LookupError(f"{name} is {type(found).__name__}, no plain function")
+    return found
+
+
+def _inner(code: CodeType, name: str) -> CodeType:
+    for part in name.split("."):
+        code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == part)
+    return code
+
+
+def quicken() -> None:
+    """Frames' checksums by zlib: the interpreted ones take most of the time (test_codecs has proved them equal)."""
+    import drivers.wires.frames as frames
+
+    def crc32(words: Any, count: int) -> Any:
+        return np.uint32(zlib.crc32(words[:count].tobytes()))
+
+    frames.crc32_words = crc32
+
+
+__all__ = ["MutantLoop", "changes_of", "exchange", "quicken"]
