@@ -38,6 +38,7 @@ SOURCES = (
     "simulators",
 )
 KEPT = 8
+INTERPRETED = bool(getattr(numba.config, "DISABLE_JIT"))  # noqa: B009 - not in the stubs
 
 
 def source_hash() -> str:
@@ -97,7 +98,7 @@ _pointer: Any = intrinsic(_as_pointer)
 
 def records(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Zeroed records for Python and compiled code."""
-    return new_memory(count, dtype) if numba.config.DISABLE_JIT else np.zeros(count, dtype)
+    return new_memory(count, dtype) if INTERPRETED else np.zeros(count, dtype)
 
 
 @compiled_inline
@@ -110,5 +111,5 @@ def array_at(address: int, length: int, dtype: Any) -> Any:
     return carray(_pointer(address), (length,), dtype)
 
 
-if numba.config.DISABLE_JIT:
+if INTERPRETED:
     array_at = array_at_address

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from interlocks import numbers
 from interlocks.conditions import PLACES, by_number, matrix, parse_matrix
+
+ROOT = Path(__file__).parents[1]
 
 
 def all_numbers() -> dict[str, int]:
@@ -30,10 +35,81 @@ def test_every_condition_says_where_how_fast_and_what_to_do() -> None:
             assert condition.budget_ms <= 2.0
 
 
+OPERATORS_TO_RESET = {
+    *("FRAME_LOSS_1", "FRAME_LOSS_2", "FRAME_LOSS_3", "STREAM_SILENT_1", "STREAM_SILENT_2", "STREAM_SILENT_3"),
+    *(
+        "SPOT_POSITION",
+        "POSITION_MEAN",
+        "SPOT_WIDTH",
+        "SPOT_TIME",
+        "MAGNET_READBACK",
+        "ENGINE_TRIPPED",
+        "CHAIN_OPENED",
+        "LEASE_EXPIRED",
+        "SPOT_NOT_SEEN",
+        "PORT_SENSOR",
+        "ACCELERATOR_STATE",
+        "GANTRY_MOVED",
+        "COUCH_MOVED",
+        "NOZZLE_WRONG",
+        "GATING_FAULT",
+        "HOLD_TOO_LONG",
+        "NO_BEAM",
+        "CHAIN_INPUT",
+        "STATUS_STALE",
+        "LINK_LOST",
+        "DEVICE_ERROR",
+        "DISK",
+        "OPERATOR_ABORT",
+        "NOT_READY",
+        "CLOCK_DRIFT",
+        "GUARD_FRAMES",
+        "GUARD_CHAIN",
+        "GUARD_CONTROLLER",
+        "GUARD_PLAN",
+        "GUARD_DISK",
+        "GUARD_SILENT",
+    ),
+}
+"""Where what went wrong is seen and cured in the room, and dose is in no doubt. All others are a physicist's."""
+
+
+def test_what_a_condition_does_is_decided_and_not_drifted_into() -> None:
+    rows = matrix().values()
+    assert {c.id for c in rows if c.reset == "operator"} == OPERATORS_TO_RESET
+    assert {c.id for c in rows if c.escalate} == {"BEAM_WITHOUT_REQUEST", "PEDESTAL_HIGH"}
+    # before there is beam nothing needs to be dropped; all else drops at once, and latches
+    assert {c.id for c in rows if c.action != "drop"} == {
+        *("GUARD_PLAN", "GUARD_LIMITS", "GUARD_CORRECTIONS", "RECOMBINATION")
+    }
+    assert {c.action for c in rows} == {"drop", "inhibit"}
+    assert {c.id for c in rows if not c.latch} == {"GUARD_PLAN", "GUARD_LIMITS", "GUARD_CORRECTIONS"}
+
+
+def test_no_condition_takes_longer_than_its_kind_may() -> None:
+    longest_ms = {"realtime": 2.0, "engine": 1.0, "electrometer_2": 1.0, "chain": 1.0, "task": 2000.0, "guard": 2000.0}
+    for condition in matrix().values():
+        assert condition.budget_ms <= longest_ms[condition.where], condition.id
+
+
+def test_every_condition_of_the_matrix_is_judged_somewhere_and_every_judged_one_is_in_it() -> None:
+    said = set()
+    for folder in ("controller", "interlocks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                    if name in ("trip", "Violation", "Finding", "judge_age", "judge_jump"):
+                        said.add(node.args[0].value)
+    said = {name for name in said if isinstance(name, str) and name}
+    assert said <= set(matrix())
+    assert {c.id for c in matrix().values() if c.number is None} - said == set()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('where = "task"', 'where = "moon"'), "where is 'moon'"),
+        (('where = "task"', 'where = "moon"'), "condition A: where is 'moon'"),
         (('unit = ""\n', 'unit = ""\ncolour = "red"\n'), "unknown keys"),
         (('id = "B"', 'id = "A"'), "unique"),
         (("number = 2", "number = 1"), "unique"),

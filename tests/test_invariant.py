@@ -76,6 +76,11 @@ def test_each_self_test_counts_for_the_boot_in_which_it_passed(device: str) -> N
         assert found[0].detail.startswith(device)
 
 
+def test_a_device_of_which_nothing_is_known_has_passed_no_self_test() -> None:
+    unknown = replace(GOOD, boot_nonces={}, self_tests={})
+    assert [v.id for v in before_arming(unknown)] == ["SELF_TEST_MISSING"] * len(SELF_TESTED)
+
+
 @given(st.data())
 def test_whatever_is_wrong_together_is_found_together(data: st.DataObject) -> None:
     every = {**WRONG, **ONLY_BEAM}

@@ -140,6 +140,58 @@ def test_any_value_is_either_within_tolerance_or_a_violation(
     assert (condition in ids(seen(**{device: replace(GOOD[device], **{name: value})}))) == (not good)
 
 
+def test_exactly_at_its_tolerance_a_value_is_inside() -> None:
+    expected = replace(EXPECTED, gantry_tolerance_deg=0.5, couch_tolerance_deg=0.5, energy_tolerance_mev_u=0.25)
+    at = seen(
+        gantry=replace(GOOD["gantry"], angle_deg=0.5),
+        couch=replace(COUCH, vertical_mm=100.5, pitch_deg=1.5),
+        nozzle=replace(NOZZLE, snout_mm=451.0),
+        safety_chain=replace(GOOD["safety_chain"], port_sensor_deg=90.5, energy_sensor_mev_u=250.25),
+    )
+    assert ids(at, expected) == set()
+
+
+def test_a_distance_is_no_angle_and_does_not_come_round() -> None:
+    assert ids(seen(couch=replace(COUCH, vertical_mm=COUCH.vertical_mm + 360.0))) == {"COUCH_MOVED"}
+    assert ids(seen(couch=replace(COUCH, rotation_deg=359.9))) == set()
+
+
+@pytest.mark.parametrize("device", ["gantry", "couch", "nozzle"])
+@pytest.mark.parametrize("why", ["fault", "moving"])
+def test_a_fault_is_not_called_a_movement(device: str, why: str) -> None:
+    found = judge(seen(**{device: replace(GOOD[device], **{why: True})}), EXPECTED, NOW_NS)
+    assert [violation.detail for violation in found] == [why]
+
+
+def test_a_stale_status_says_how_old_it_is_and_may_be_in_ms() -> None:
+    (found,) = judge({**seen(), "couch": Seen(COUCH, NOW_NS - 450_000_000, AGE_NS)}, EXPECTED, NOW_NS)
+    assert (found.value, found.limit) == (pytest.approx(450.0), pytest.approx(400.0))
+
+
+def test_the_state_of_a_faulty_accelerator_is_said() -> None:
+    (found,) = judge(seen(accelerator=replace(GOOD["accelerator"], state=3)), EXPECTED, NOW_NS)
+    assert found.value == 3.0
+
+
+def test_a_wrong_energy_is_a_fault_though_no_beam_was_seen_beside_it() -> None:
+    dark = replace(GOOD["safety_chain"], energy_sensor_mev_u=260.0, beam_present=False)
+    assert ids(seen(safety_chain=dark)) == {"ENERGY_SENSOR"}
+
+
+def test_where_no_ion_is_expected_none_is_judged() -> None:
+    assert ids(seen(safety_chain=replace(GOOD["safety_chain"], ion_sensor="1H")), replace(EXPECTED, ion=None)) == set()
+
+
+def test_the_chains_inputs_alone_need_the_chains_word() -> None:
+    assert [found.id for found in judge({}, Expected(chain=True), NOW_NS)] == ["STATUS_STALE"]
+
+
+def test_holds_are_judged_only_in_a_field_with_limits_and_short_limits_are_limits() -> None:
+    assert judge(seen(), Expected(), NOW_NS, hold_s=5.0, holds=3) == []
+    assert ids(seen(), Expected(hold_max_s=0.5), hold_s=0.6) == {"HOLD_TOO_LONG"}
+    assert ids(seen(), Expected(holds_max=1), holds=2) == {"HOLD_TOO_LONG"}
+
+
 def test_sensors_are_not_judged_between_spills() -> None:
     dark = replace(GOOD["safety_chain"], energy_sensor_mev_u=0.0, ion_sensor="", beam_present=False)
     assert ids(seen(safety_chain=dark)) == set()
@@ -198,7 +250,8 @@ def test_the_same_trip_latches_once_but_another_device_counts() -> None:
     assert latch.trip("STATUS_STALE", 1, detail="gantry") is not None
     assert latch.trip("STATUS_STALE", 2, detail="gantry") is None
     assert latch.trip("STATUS_STALE", 3, detail="couch") is not None
-    assert len(latch.history) == 2
+    assert latch.trip("GANTRY_MOVED", 4, detail="gantry") is not None
+    assert len(latch.history) == 3
 
 
 def test_only_a_named_operator_with_a_reason_resets() -> None:
@@ -227,7 +280,15 @@ def test_the_operator_reads_cause_value_limit_and_what_to_do(name: str) -> None:
     trip = Latch().trip(name, 1, value=12.5, limit=10.0, detail="somewhere")
     assert trip is not None
     text = trip.message()
-    for part in (name, matrix()[name].cause, "somewhere", "12.5", "10", matrix()[name].hint):
+    unit = matrix()[name].unit
+    for part in (
+        name,
+        matrix()[name].cause,
+        "somewhere",
+        "12.5",
+        f"limit 10{unit and ' '}{unit}.",
+        matrix()[name].hint,
+    ):
         assert part in text
 
 

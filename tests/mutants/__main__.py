@@ -3,18 +3,18 @@
     python -m tests.mutants run guard slow        (groups of tests/mutants/modules.py; all where none is named)
     python -m tests.mutants page > docs/safety/mutants.md
 
-Results go to tests/mutants/results.json and are kept while a file, and the tests that guard it, stay as they are.
+Results go to tests/mutants/results.json. What was noticed is not run again, unless --again is given.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.mutants.changes import Change, changes_of
 from tests.mutants.loop import MutantLoop, quicken
 from tests.mutants.modules import GROUPS
 from tests.mutants.page import page
+from tests.mutants.rows import matrix_changes
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.json")
@@ -38,13 +39,15 @@ def all_changes(group: str) -> list[tuple[Any, Change]]:
     """Everything that can be done to a group's files."""
     found = []
     for file in GROUPS[group].files:
-        tree, changes = changes_of(ROOT / file, ROOT)
+        tree, changes = (matrix_changes if file.endswith(".toml") else changes_of)(ROOT / file, ROOT)
         wanted = GROUPS[group].functions
         found += [(tree, c) for c in changes if not wanted or c.function in wanted]
     return found
 
 
-def attack(group: str, *, workers: int, again: bool, sample: int | None, seed: int, keep: bool = True) -> dict[str, Any]:
+def attack(
+    group: str, *, workers: int, again: bool, sample: int | None, seed: int, keep: bool = True
+) -> dict[str, Any]:
     """Run one group in this process; verdicts by id."""
     if GROUPS[group].interpreted:
         quicken()
@@ -53,7 +56,9 @@ def attack(group: str, *, workers: int, again: bool, sample: int | None, seed: i
     everything = all_changes(group)
     for gone in set(known) - {change.id for _, change in everything}:
         del known[gone]
-    chosen = [(tree, c) for tree, c in everything if again or known.get(c.id, {}).get("verdict") not in ("killed", "timeout")]
+    chosen = [
+        (tree, c) for tree, c in everything if again or known.get(c.id, {}).get("verdict") not in ("killed", "timeout")
+    ]
     if sample is not None:
         chosen = random.Random(seed).sample(chosen, min(sample, len(chosen)))
 
@@ -67,7 +72,17 @@ def attack(group: str, *, workers: int, again: bool, sample: int | None, seed: i
         print(f"{verdict:9} {change.file}:{change.line} {change.id.split(': ', 1)[1]}  {test[-60:]}", file=sys.stderr)
 
     loop = MutantLoop(ROOT, lambda: chosen, done, workers)
-    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore:overflow:RuntimeWarning", "--timeout", "0", "--capture", "no"]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore:overflow:RuntimeWarning",
+        "--timeout",
+        "0",
+        "--capture",
+        "no",
+    ]
     tests = [str(ROOT / t) for t in GROUPS[group].tests if (ROOT / t).exists()]
     pytest.main([*options, "--rootdir", str(ROOT), *tests], plugins=[loop])
     for name in sorted(loop.failed):
@@ -86,7 +101,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "page":
-        print(page(load_results()), end="")
+        possible = Counter(change.file for group in GROUPS for _, change in all_changes(group))
+        print(page(load_results(), possible), end="")
         return 0
     groups = options.groups or list(GROUPS)
     if options.what == "list":
@@ -97,10 +113,13 @@ def main() -> int:
         for group in groups:  # each in a process of its own: interpreted or not is settled at import
             arguments = [a for a in sys.argv[2:] if a not in groups]
             environment = {**os.environ, "NUMBA_DISABLE_JIT": "1" if GROUPS[group].interpreted else "0"}
-            subprocess.run([sys.executable, "-m", "tests.mutants", "run", group, *arguments], check=True, env=environment)
+            subprocess.run(
+                [sys.executable, "-m", "tests.mutants", "run", group, *arguments], check=True, env=environment
+            )
         return 0
-    os.nice(10)
     keep = options.sample is None
+    if keep:
+        os.nice(10)
     verdicts = attack(
         groups[0], workers=options.workers, again=options.again, sample=options.sample, seed=options.seed, keep=keep
     )

@@ -158,7 +158,9 @@ def _replacements(node: Any) -> Iterator[tuple[Any, str]]:
         isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript)
     ):
         yield ast.Pass(), f"without {short}"
-    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Call | ast.List):
+    elif isinstance(node, ast.Return) and (
+        isinstance(node.value, ast.Call) or (isinstance(node.value, ast.List) and node.value.elts)
+    ):
         yield ast.Return(ast.List([], ast.Load()) if isinstance(node.value, ast.List) else None), f"no {short}"
     elif isinstance(node, ast.BoolOp):
         other = ast.Or() if isinstance(node.op, ast.And) else ast.And()

@@ -1,28 +1,33 @@
 """Runs the tests once as they are, then once for every change, each in a process of its own, forked with all loaded.
 
 The change is made by exchanging a function's code, so that whoever has imported the function runs the changed one. Of
-the tests those run that execute the changed line, first those that noticed a change of the same function before.
+the tests those run that execute the changed function, first those that noticed a change of the same function before.
 """
 
 from __future__ import annotations
 
+import ast
+import copy
 import os
 import select
 import signal
 import sys
+import tempfile
 import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.mutants.changes import Change, changed_code, changes_of
+from drivers.wires import frames
+from interlocks import conditions
+from tests.mutants.changes import Change, changed_code
 
 FACTOR, LEAST_S = 8.0, 30.0
 """A changed run may take so many times what the tests took as they are, and so long at least: it may never end."""
@@ -32,7 +37,11 @@ class MutantLoop:
     """The plugin. `done(change, verdict, test)` is told each result: killed, timeout, survived, untested or broken."""
 
     def __init__(
-        self, root: Path, choose: Callable[[], list[tuple[Any, Change]]], done: Callable[[Change, str, str], None], workers: int
+        self,
+        root: Path,
+        choose: Callable[[], list[tuple[Any, Change]]],
+        done: Callable[[Change, str, str], None],
+        workers: int,
     ) -> None:
         self.root = root
         self.choose = choose
@@ -41,7 +50,8 @@ class MutantLoop:
         self.failed: set[str] = set()
         self._now = ""
         self._child: int | None = None
-        self._lines: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
+        self._ran: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
+        self._starts: dict[tuple[str, str], int] = {}
         self._seconds: dict[str, float] = {}
         self._noticed: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -58,39 +68,47 @@ class MutantLoop:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Instead of pytest's own loop."""
         chosen = self.choose()
-        files = {str(self.root / change.file) for _, change in chosen}
+        restore = self._listen(chosen)
         for item in session.items:
             started = time.perf_counter()
             self._now = item.nodeid
-            sys.settrace(partial(self._trace, files))
-            try:
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
-            finally:
-                sys.settrace(None)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             self._seconds[item.nodeid] = time.perf_counter() - started
+        for function, code in restore:
+            function.__code__ = code
         items = {item.nodeid: item for item in session.items if item.nodeid not in self.failed}
         self._attack(items, chosen)
         return True
 
-    def _trace(self, files: set[str], frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename not in files:
-            return None
-        file = frame.f_code.co_filename
+    def _listen(self, chosen: list[tuple[Any, Change]]) -> list[tuple[FunctionType, CodeType]]:
+        """Have every function say when it runs; what puts them back as they were."""
+        restore = []
+        for tree, file in {id(tree): (tree, change.file) for tree, change in chosen if change.function}.values():
+            path = str(self.root / file)
+            module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == path)
+            names = sorted({change.function for _, change in chosen if change.file == file and change.function})
+            listening = copy.deepcopy(tree)
+            for node in ast.walk(listening):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    said = ast.parse(f"_mutant_runs({node.lineno})").body[0]
+                    node.body.insert(0, ast.copy_location(said, node))
+            code = compile(ast.fix_missing_locations(listening), path, "exec")
+            vars(module)["_mutant_runs"] = partial(self._runs, path)
+            for name in names:
+                function = _find(module, name)
+                restore.append((function, function.__code__))
+                function.__code__ = _inner(code, name)
+                self._starts[path, name] = _line_of(tree, name)
+        return restore
 
-        def line(frame: FrameType, event: str, _: Any) -> Any:
-            self._lines[file, frame.f_lineno].add(self._now)
-            return line
-
-        self._lines[file, frame.f_lineno].add(self._now)
-        return line
+    def _runs(self, path: str, line: int) -> None:
+        self._ran[path, line].add(self._now)
 
     def _tests(self, items: dict[str, pytest.Item], change: Change) -> list[str]:
         file = str(self.root / change.file)
+        names = set(items)
         if change.function:
-            lines = range(change.line, change.last_line + 1)
-            names = {name for line in lines for name in self._lines[file, line] if name in items}
-        else:
-            names = set(items)
+            names &= self._ran[file, self._starts[file, change.function]]
         before = self._noticed[change.file + change.function]
         return sorted(names, key=lambda n: (-before.count(n), self._seconds[n], n))
 
@@ -158,6 +176,13 @@ class MutantLoop:
 
 def exchange(tree: Any, change: Change, root: Path) -> None:
     """Make the change in this process. Raises `LookupError` where the function is not loaded."""
+    if change.file.endswith(".toml"):
+        changed = Path(tempfile.mkdtemp(prefix="mutant-")) / "matrix.toml"
+        changed.write_text(change.node, encoding="utf-8")
+        conditions.MATRIX = changed
+        conditions.matrix.cache_clear()
+        conditions.by_number.cache_clear()
+        return
     file = str(root / change.file)
     code = changed_code(tree, change, file)
     module = next(m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == file)
@@ -185,6 +210,14 @@ def _find(module: Any, name: str) -> FunctionType:
     return found
 
 
+def _line_of(tree: ast.Module, name: str) -> int:
+    nodes: Any = tree.body
+    for part in name.split("."):
+        node = next(n for n in nodes if getattr(n, "name", None) == part)
+        nodes = node.body
+    return int(node.lineno)
+
+
 def _inner(code: CodeType, name: str) -> CodeType:
     for part in name.split("."):
         code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == part)
@@ -193,12 +226,8 @@ def _inner(code: CodeType, name: str) -> CodeType:
 
 def quicken() -> None:
     """Frames' checksums by zlib: the interpreted ones take most of the time (test_codecs has proved them equal)."""
-    import drivers.wires.frames as frames
 
     def crc32(words: Any, count: int) -> Any:
         return np.uint32(zlib.crc32(words[:count].tobytes()))
 
     frames.crc32_words = crc32
-
-
-__all__ = ["MutantLoop", "changes_of", "exchange", "quicken"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Group:
-    """Files that are attacked in one process. Interpreted: what is compiled runs as plain Python, so it can be changed."""
+    """Files that are attacked in one process. Interpreted: what is compiled runs as plain Python, to be changed."""
 
     interpreted: bool
     files: tuple[str, ...]
@@ -28,30 +28,38 @@ GROUPS = {
         ("tests/test_realtime_conditions.py", "tests/test_realtime_permits.py"),
         ("decide", "handle_frame", "handle_frame_at", "handle_silence", "obey_control", "clear_latch", "start_field"),
     ),
-    "permits": Group(
-        True, ("drivers/wires/permits.py",), ("tests/test_codecs.py", "tests/test_guard_link.py")
-    ),
+    "permits": Group(True, ("drivers/wires/permits.py",), ("tests/test_codecs.py", "tests/test_guard_link.py")),
     "chain": Group(True, ("simulators/plant/chain.py",), ("tests/test_plant_chain.py",)),
-    "digest": Group(True, ("interlocks/guard_digest.py",), ("tests/test_guard_digest.py",)),
+    "digest": Group(True, ("interlocks/guard_digest.py",), ("tests/test_guard_parts.py",)),
     "slow": Group(
         False,
-        ("interlocks/slow.py", "interlocks/latch.py", "interlocks/invariant.py", "interlocks/conditions.py"),
-        ("tests/test_slow_conditions.py", "tests/test_invariant.py", "tests/test_interlock_matrix.py"),
+        (
+            "interlocks/slow.py",
+            "interlocks/latch.py",
+            "interlocks/invariant.py",
+            "interlocks/conditions.py",
+        ),
+        (
+            "tests/test_roles.py",
+            "tests/test_slow_conditions.py",
+            "tests/test_invariant.py",
+            "tests/test_interlock_matrix.py",
+        ),
     ),
+    "invariant": Group(False, ("interlocks/invariant.py",), ("tests/test_invariant.py",)),
+    "matrix": Group(False, ("interlocks/matrix.toml",), ("tests/test_interlock_matrix.py",)),
     "overdose": Group(
         False, ("controller/machine/overdose.py",), ("tests/test_machine_physics.py", "tests/test_machine_program.py")
     ),
     "guard": Group(
         False,
-        (
-            "interlocks/guard_judge.py",
-            "interlocks/guard_numbers.py",
-            "interlocks/guard_plan.py",
-            "interlocks/guard_state.py",
-            "interlocks/guard_supervisor.py",
-            "interlocks/guard.py",
-        ),
-        ("tests/test_guard_judge.py", "tests/test_guard_supervisor.py", "tests/test_guard_delivery.py"),
+        ("interlocks/guard_judge.py", "interlocks/guard_plan.py", "interlocks/guard_state.py"),
+        ("tests/test_guard_judge.py", "tests/test_guard_plan.py"),
+    ),
+    "guard_room": Group(
+        False,
+        ("interlocks/guard_numbers.py", "interlocks/guard_supervisor.py", "interlocks/guard.py"),
+        ("tests/test_guard_judge.py", "tests/test_guard_parts.py", "tests/test_guard_delivery.py"),
     ),
     "delivery": Group(
         False,
