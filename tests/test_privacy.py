@@ -7,7 +7,7 @@ import json
 import sqlite3
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -18,8 +18,11 @@ from pydicom import config
 from controller.record.frames_format import BlockType, read_blocks
 from controller.record.identity import read_identity
 from controller.record.pseudonym import SIMULATED_KEY
+from tests.brokers import mosquitto, reader, until
 from tests.delivery_rig import EXAMPLES, fault, run_delivery
 from tests.make_plan import BeamSpec, LayerSpec, grid, make_plan, write_plan
+from tests.real_rooms import delivery, make_room
+from tests.real_rooms import spotwise as room_command
 from tests.test_command_line import spotwise
 from tests.test_ledger_in_use import VIRTUAL
 
@@ -154,6 +157,34 @@ def test_telemetry_and_guard_in_virtual_time_name_nobody(tmp_path: Path) -> None
     silent_about("telemetry", json.dumps(delivery.sink.messages))
     silent_about("events", json.dumps(delivery.events))
     silent_about("summary", json.dumps(delivery.summary))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_real_processes_and_a_real_broker_name_nobody(
+    tmp_path: Path, program: Callable[[str], str], free_port: Callable[[], int]
+) -> None:
+    """Guard, simulators and telemetry are processes and a broker of their own here, with files of their own."""
+    room = make_room(tmp_path, free_port, (r"(?m)^enabled = false", "enabled = true"), guard=True)
+    planted_plan(room.plan)
+    out = tmp_path / "t"
+    port = int(room.site.telemetry.url.rsplit(":", 1)[1])
+    async with mosquitto(program("mosquitto"), tmp_path, port), reader(port) as seen:
+        done = await room_command(room, *delivery(room, out)[2:])
+        await until("the farewell", lambda: seen.of("availability")[-1:])
+    assert done.status == 0, done
+    silent_about("stdout", done.out)
+    silent_about("stderr", done.err)
+    assert len(seen.messages) > 10
+    silent_about("the broker's messages", json.dumps(seen.messages))
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"guard-events.jsonl", "guard-site.json", "simulators.log", "simulators-state.npz", "truth.npz"}
+    for path in out.rglob("*"):
+        if path.is_file() and path.suffix != ".dcm" and path.name != "ledger.sqlite":
+            for name, content in contents(path):
+                silent_about(name, content)
+    silent_about("ledger.sqlite", tables(out / "ledger.sqlite"))
+    assert spotwise("verify", out)[0] == 0
 
 
 @pytest.mark.parametrize(

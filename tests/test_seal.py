@@ -46,7 +46,7 @@ def test_a_directory_as_it_was_left_is_whole(kind: str, treatments: dict[str, Pa
 
 def places(size: int) -> Iterator[int]:
     """First and last byte, and some between."""
-    yield from sorted({0, size // 5, size // 2, 4 * size // 5, size - 1})
+    yield from sorted({0, size // 3, 3 * size // 4, size - 1})
 
 
 @pytest.mark.parametrize("kind", KINDS)
