@@ -18,7 +18,7 @@ from typing import Any
 from controller.cli_text import print_json, say, summary_text
 from controller.plan.check import CheckReport, check_plan
 from controller.plan.table import format_report
-from drivers.errors import SpotwiseError
+from drivers.errors import Refused, SpotwiseError
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
@@ -163,6 +163,8 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = _command(commands, "doctor", _doctor, "is this host, and are these links, fit to deliver today?")
     doctor.add_argument("--site", required=True, metavar="NAME|FILE")
+    doctor.add_argument("--output-qa", type=float, metavar="FACTOR", help="enter today's measured output factor")
+    doctor.add_argument("--operator", metavar="NAME", help="who measured it")
     doctor.add_argument(
         "--out", type=_path, metavar="FILE", help="keep the qualification here (default: where READY looks)"
     )
@@ -353,6 +355,12 @@ def _registers(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.output_qa is not None:
+        from controller.doctor.output_qa import enter_output_qa  # noqa: PLC0415
+
+        why = enter_output_qa(load_site(options.site), options.output_qa, options.operator or "")
+        say(f"output QA of today: {why or 'within its limit'}")
+        return Refused.exit_status if why else 0
     from controller.doctor.command import doctor, exit_status, format_doctor  # noqa: PLC0415
 
     result = doctor(load_site(options.site), options.out, options.directory)

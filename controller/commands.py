@@ -70,6 +70,21 @@ class Commands:
         """Connect, verify and self-test the room."""
         await self._treatment().prepare()
 
+    async def set_up(self, operator: str) -> None:
+        """Bring the room to the next field's set-up, for the operator to look at."""
+        await self._treatment().set_up(self._named(operator))
+
+    def confirm(self, operator: str, patient: str, field: int, *, position_ok: bool) -> None:
+        """First of two steps to beam: the patient's id as typed by whoever looks at the patient, and the position.
+
+        `field`: from 0. Raises `Refused` for anything else than the next field's patient and set-up; written down in any
+        case, without what was typed.
+        """
+        loaded = None if self.report is None else self.report.loaded
+        wanted = "" if loaded is None else loaded.patient.id.strip()
+        patient_ok = wanted != "" and patient.strip() == wanted
+        self._treatment().confirm(self._named(operator), field, patient_ok=patient_ok, position_ok=position_ok)
+
     async def arm(self, operator: str, reason: str) -> None:
         """Set the next field up and close the chain."""
         await self._treatment().arm(self._named(operator), reason)

@@ -5,6 +5,7 @@ The same sequence runs in virtual and in real time; the caller brings the loop a
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from controller.ask import ask_for_patient
 from controller.clock import now_ns
 from controller.commands import Commands
 from controller.delivery.decision import Decision
@@ -253,8 +255,35 @@ async def _fields(commands: Commands, treatment: Treatment, order: Order) -> Out
         return Outcome("refused", str(error), error.exit_status)
     try:
         while treatment.fields_left:
+            if not order.site.all_simulated:
+                await _confirm(commands, treatment, order)
             await commands.arm(order.operator, order.reason)
             await commands.beam_on(order.operator)
     except Stopped as error:
         return Outcome("interrupted", str(error), error.exit_status)
+    except Refused as error:  # patient, position or output QA: nothing is armed, and the room was moved already
+        commands.abort(order.operator, str(error))
+        return Outcome("interrupted", str(error), Stopped.exit_status)
     return Outcome("completed")
+
+
+async def _confirm(commands: Commands, treatment: Treatment, order: Order) -> None:
+    """With a real device somebody looks at the patient before each arming. Raises `Refused`, `Stopped`."""
+    await commands.set_up(order.operator)
+    field = treatment.run.tally.field_index
+
+    def confirm(patient: str, position_ok: bool) -> None:
+        commands.confirm(order.operator, patient, field, position_ok=position_ok)
+
+    asking = asyncio.create_task(
+        ask_for_patient(treatment.run.plan.fields[field].name, confirm, sys.stdin.fileno(), sys.stderr), name="ask"
+    )
+    stopped = asyncio.create_task(treatment.run.stop.wait(), name="stop")
+    try:
+        await asyncio.wait((asking, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            await asking  # what it raised; where the treatment was stopped instead, arming says so
+    finally:
+        for task in (asking, stopped):
+            task.cancel()
+        await asyncio.wait((asking, stopped))

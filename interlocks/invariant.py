@@ -26,6 +26,8 @@ class Standing:
     """The field to be delivered."""
     field_set_up: int | None
     """The field whose set-up was read back last."""
+    confirmed: bool
+    """Patient and position of this field were confirmed by a local operator before it was armed."""
     room: tuple[Violation, ...] | None
     """What is wrong with the room now, by the slow judgements; None: not judged."""
     self_tests: Mapping[str, int]
@@ -54,6 +56,8 @@ def before_arming(s: Standing) -> list[Violation]:
         found.append(Violation("PLAN_CHANGED", None, None, ", ".join(s.changed)))
     if s.field is None or s.field_set_up != s.field:
         found.append(Violation("NOT_READY", None, None, "the set-up of this field was not read back"))
+    if not s.confirmed:
+        found.append(Violation("NOT_READY", None, None, "patient and position of this field were not confirmed"))
     if s.room is None:
         found.append(Violation("NOT_READY", None, None, "the room was not judged"))
     else:

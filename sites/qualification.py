@@ -35,5 +35,9 @@ class Qualification(Table):
     """Largest error of the wall clock, which dates records; nothing that protects reads it."""
     disk_sync_ms: Positive = 500.0
     """Longest write of half a second of journal to the disk; layers wait for it between spills."""
+    output_qa: bool = False
+    """Arming asks for today's output QA."""
+    output_qa_limit: Positive = 0.02
+    """Largest deviation of the measured output factor from 1."""
     disk_free_gib: NotNegative = 1.0
     """Room for treatment directories."""

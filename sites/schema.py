@@ -418,6 +418,8 @@ class Operators(Table):
     names: tuple[str, ...] = Field(min_length=1)
     physicists: tuple[str, ...] = ()
     """Those of `names` who may reset what the interlock matrix reserves to a physicist."""
+    confirmation_s: Positive = 300.0
+    """From the confirmation of patient and position to arming, at most."""
 
     @model_validator(mode="after")
     def _physicists_are_operators(self) -> Self:

@@ -25,6 +25,7 @@ from controller.telemetry_sinks import Contained, TelemetrySink
 from drivers.contracts import Identity
 from drivers.flags import FLAG_BEAM, FLAG_HOLD
 from interlocks.conditions import matrix
+from interlocks.confirmation import Confirmation
 from interlocks.latch import Latch, Trip
 from interlocks.slow import Expected, Seen
 from sites.schema import Site
@@ -81,6 +82,12 @@ class Run:
     """What the last comparison with the checked sources found; None: none since the field was taken up."""
     field_set_up: int | None = None
     """The field whose set-up was read back last."""
+    set_ups: int = 0
+    """Set-ups begun: a confirmation is for one."""
+    confirmation: Confirmation | None = None
+    """Of patient and position, as given last; void with the next set-up."""
+    field_confirmed: int | None = None
+    """The field that was armed with a valid confirmation."""
     self_tests: dict[str, int] = field(default_factory=dict)
     """Device: boot nonce in which its self-test passed."""
     corrections: Corrections | None = None

@@ -81,6 +81,8 @@ async def set_up(run: Run, index: int) -> None:
     wanted = nozzle_wanted(site, field)
     source = _gating_source(site, run)
     run.field_set_up = None
+    run.confirmation, run.field_confirmed = None, None
+    run.set_ups += 1
     run.expected = Expected()
     async with asyncio.TaskGroup() as group:
         gantry = group.create_task(

@@ -16,6 +16,7 @@ import numpy as np
 
 from controller.clock import now_ns
 from controller.delivery.account import Ledger
+from controller.delivery.confirming import confirm, require_confirmation
 from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
 from controller.delivery.integrity import what_changed
@@ -30,6 +31,7 @@ from controller.delivery.states import TABLE, Event, State, UndefinedTransition,
 from controller.delivery.step_gate import step_gate
 from controller.delivery.stopping import beam_off, book_what_was_delivered
 from controller.delivery.watch import Watch
+from controller.doctor.output_qa import demand_output_qa
 from controller.doctor.qualification import demand_qualification
 from controller.dose.path import RingOverrun
 from controller.machine.dosimetry import measured_corrections
@@ -112,6 +114,7 @@ class Treatment:
         run = self.run
         site = run.site
         demand_qualification(site)
+        demand_output_qa(site)
         check_set_ups(run)
         deadline = Deadline.after(PREPARE_S, "preparation")
         self._connected = True
@@ -188,8 +191,9 @@ class Treatment:
         )
 
     async def arm(self, operator: str, reason: str) -> None:
-        """Set the next field up and close the chain."""
+        """Set the next field up where that is still to do, and close the chain. Raises `Refused` without output QA."""
         run = self.run
+        demand_output_qa(run.site)
         with self._alone("arming"):
             await self._or_stop_at_once(Event.ARM)
             run.event("command", name="arm", operator=operator, reason=reason)
@@ -201,13 +205,37 @@ class Treatment:
     async def _arm(self, index: int) -> None:
         run = self.run
         self._verify_sources()
-        await set_up(run, index)
+        if run.field_set_up != index:
+            await set_up(run, index)
+        require_confirmation(run, index)
         machine = treatment_machine(run.site, run.plan.fields[index])
         run.path.load_field(machine, run.programs[index], run.field_limits[index])
         await self.ledger.begin_field()
         self.watch.begin_field()
         require_arming(run)
         await arm_chain(run)
+
+    async def set_up(self, operator: str) -> None:
+        """Set the next field up, so that an operator can look at patient and position before arming."""
+        run = self.run
+        with self._alone("set-up"):
+            await self._or_stop_at_once(Event.ARM)
+            run.event("command", name="set_up", operator=operator, reason="")
+            run.tally.field_index = self._next_field
+            await self._or_stop(self._set_up(self._next_field), "set-up")
+
+    async def _set_up(self, index: int) -> None:
+        self._verify_sources()
+        await set_up(self.run, index)
+
+    def confirm(self, operator: str, field: int, *, patient_ok: bool, position_ok: bool) -> None:
+        """Note patient and position of the next field (from 0). Raises `Refused`; written down either way."""
+        run = self.run
+        self._not_ended()
+        follow(run.state, Event.ARM)
+        if self._busy:
+            raise Refused(f"not confirmed: {self._busy} is under way")
+        confirm(run, operator, field, self._next_field, patient_ok=patient_ok, position_ok=position_ok)
 
     def _verify_sources(self) -> None:
         """Before anything moves for the field: the plan that was checked, or none."""

@@ -154,6 +154,7 @@ EVENTS = {
     "preset_before and preset_after, moved_counts (the layer as a whole), allowance_counts (left to the field)",
     "steering": "position feedback changed the offset for a layer: field, layer, spots, x_ and y_ of error_mm, "
     "uncertainty_mm, before_mm, after_mm (at isocentre) and offset_a, applied (false: beyond the limit)",
+    "confirmation": "patient and position before arming: operator, field, passed, reason (why not; no identity)",
     "self_test": "a self-test at prepare: device, what, measured_ms, limit_ms (null: none of its own), passed, detail",
     "corrections": "frozen for the part: ktp, temperature_c, pressure_hpa",
     "step_gate": "step mode: PC and links as timed at prepare: links (list: name, count, p50_ms, p99_ms, p999_ms, "
