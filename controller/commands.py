@@ -77,8 +77,8 @@ class Commands:
     def confirm(self, operator: str, patient: str, field: int, *, position_ok: bool) -> None:
         """First of two steps to beam: the patient's id as typed by whoever looks at the patient, and the position.
 
-        `field`: from 0. Raises `Refused` for anything else than the next field's patient and set-up; written down in any
-        case, without what was typed.
+        `field`: from 0. Raises `Refused` for anything but the next field's patient and set-up; written down either way,
+        without what was typed.
         """
         loaded = None if self.report is None else self.report.loaded
         wanted = "" if loaded is None else loaded.patient.id.strip()
