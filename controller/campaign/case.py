@@ -101,6 +101,22 @@ def play(case: Case, *, make_site: Callable[[Site], Site] = lambda site: site) -
         return played.verdict()
 
 
+@lru_cache(maxsize=32)
+def visit_times(room: Room, seed: int) -> dict[tuple[int, int], float]:
+    """How long each visit lasts where nothing goes wrong, s, by field (from 1) and visit: the same seed and beam."""
+    site, report = prepared(room)
+    folder = MEMORY_FILES if MEMORY_FILES.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="spotwise-case-", dir=folder) as out:
+        _Played(Case(room, seed), site, report, Scenario(()), Path(out))
+        with read_journal(Path(out) / "journal.bin") as journal:
+            visits = journal.visits.copy()
+    lasted_s = (visits["t_end_ns"] - visits["t_start_ns"]) * 1e-9
+    return {
+        (int(field) + 1, int(visit)): float(s)
+        for field, visit, s in zip(visits["field"], visits["visit"], lasted_s, strict=True)
+    }
+
+
 class _Played:
     """A treatment that has been played, and what is to be known of it."""
 

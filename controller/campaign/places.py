@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from controller.plan.model import Plan
@@ -15,8 +16,15 @@ def layer_visits(plan: Plan, field: int) -> list[int]:
     return [sum(w > 0 for w in layer.meterset) * layer.paintings for layer in plan.fields[field].layers]
 
 
-def coarse_places(plan: Plan, site: Site) -> list[At]:
-    """Places of a scenario's `at`, from the first preparation to the last visit; the worst ones lie near these."""
+BEFORE_END_S = 2e-4
+"""Two frames: what begins then is not yet seen when the visit ends."""
+
+
+def coarse_places(plan: Plan, site: Site, lasts_s: Mapping[tuple[int, int], float]) -> list[At]:
+    """Places of a scenario's `at`, from the first preparation to the last visit; the worst ones lie near these.
+
+    `lasts_s`: how long each visit (field from 1, visit) lasts from its first frame on where nothing goes wrong.
+    """
     first, last = layer_visits(plan, 0), layer_visits(plan, len(plan.fields) - 1)
     total_first, total_last = sum(first), sum(last)
     final = len(plan.fields)
@@ -32,6 +40,15 @@ def coarse_places(plan: Plan, site: Site) -> list[At]:
         {"field": final, "visit": max(1, total_last - 1)},
         {"field": final, "visit": total_last},
     ]
+    for field, visit in (
+        (1, first[0]),
+        (1, min(total_first, first[0] + 1)),
+        (1, max(1, first[0] // 2)),
+        (final, total_last),
+    ):
+        s = lasts_s.get((field, visit), 0.0) - BEFORE_END_S
+        if s > 0:
+            places.append({"field": field, "visit": visit, "s": round(s, 7)})
     if site.accelerator.kind == "synchrotron":
         places.append({"field": 1, "visit": max(1, first[0] - 1), "state": "beam"})
         places.append({"spill": 2})

@@ -7,12 +7,13 @@ number of steps is bounded. What is played follows from definition and seed alon
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controller.campaign.case import Case, play, prepared
+from controller.campaign.case import Case, play, prepared, visit_times
 from controller.campaign.definition import Room
 from controller.campaign.places import At, coarse_places
 from controller.campaign.strengths import Values, draw_values, example_values, is_weaker, scenario_text
@@ -23,6 +24,8 @@ FRAME_S = 1e-4
 SPAN_S = 0.02
 """After a place, in which its worst moment is looked for: two visits of carbon, and the longest frame-to-chain path."""
 GOLDEN = 0.618
+AROUND_END = (-6, 8)
+"""Frames around a place shortly before a visit's end."""
 WITHOUT_BEAM = ("prepared", "arming", "armed", "layer_done", "field_done")
 WORTH_GY = 1e-5
 """A worst point with less is not worth a closer look."""
@@ -48,26 +51,29 @@ def hunt(
     """Play the cases of one fault in one room. `coarse` 0: all places."""
     kind = fault_catalogue()[fault]
     numbers = random.Random(f"{seed}|{room.name}|{fault}")
-    trials = _coarse(room, kind, numbers, coarse)
+    trials = _coarse(room, kind, numbers, coarse, seed)
     played = [(trial, player(_case(room, kind, trial, seed))) for trial in trials]
     trial, worst = max(played, key=lambda pair: pair[1].facts.harm_gy)
     found = [verdict for _, verdict in played]
     if worst.facts.harm_gy < WORTH_GY:
         return found
 
+    begin_s = float(trial.at.get("s", 0.0))
+
     def excess(frames: int) -> float:
-        moved = Trial(trial.values, {**trial.at, "s": round(trial.at.get("s", 0.0) + frames * FRAME_S, 7)})
+        moved = Trial(trial.values, {**trial.at, "s": round(begin_s + frames * FRAME_S, 7)})
         found.append(player(_case(room, kind, moved, seed)))
         return found[-1].facts.harm_gy
 
-    golden_section(excess, 0, round(SPAN_S / FRAME_S), refine)
+    low, high = (0, round(SPAN_S / FRAME_S)) if begin_s == 0.0 else AROUND_END
+    golden_section(excess, max(low, math.ceil(-begin_s / FRAME_S)), high, refine)
     return found
 
 
-def _coarse(room: Room, kind: CatalogueFault, numbers: random.Random, count: int) -> list[Trial]:
+def _coarse(room: Room, kind: CatalogueFault, numbers: random.Random, count: int, seed: int) -> list[Trial]:
     site, report = prepared(room)
     assert report.loaded is not None
-    places = coarse_places(report.loaded.plan, site)
+    places = coarse_places(report.loaded.plan, site, visit_times(room, seed))
     if "for_s" in kind.example:  # what passes must pass while there is beam
         places = [place for place in places if place.get("state") not in WITHOUT_BEAM]
     example = kind.example["at"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from controller.campaign.verdict import SAFE_NAMED, SAFE_UNNAMED, UNSAFE
+from interlocks.conditions import matrix
 
 Case = dict[str, Any]
 
@@ -35,7 +36,7 @@ def summarise(results: Iterable[dict[str, Any]], head: dict[str, Any], jobs: int
         "worst_unaccounted_gy": _worst(cases, "unaccounted_gy"),
         "by_fault": by_fault,
         "by_room": {room: _counts([c for c in cases if c["room"] == room]) for room in _rooms(cases)},
-        "by_condition": {name: _condition([c for c in played if c["ended"] == name]) for name in conditions},
+        "by_condition": {name: _condition(name, [c for c in played if c["ended"] == name]) for name in conditions},
         "raised": sorted({name for case in cases for name in case["trips"]}),
         "bad": [case for case in cases if case["verdict"] != SAFE_NAMED],
     }
@@ -77,10 +78,12 @@ def _fault(cases: Sequence[Case]) -> dict[str, Any]:
     }
 
 
-def _condition(cases: Sequence[Case]) -> dict[str, Any]:
+def _condition(name: str, cases: Sequence[Case]) -> dict[str, Any]:
     reactions = [case["reaction"] for case in cases if case["reaction"] is not None]
+    whole = [r["fault_to_trip_ms"] + r["trip_to_open_ms"] for r in reactions if r["fault_to_trip_ms"] is not None]
     return {
         "cases": len(cases),
+        "within": sum(ms <= matrix()[name].budget_ms for ms in whole),
         "faults": sorted({case["fault"] for case in cases}),
         **{
             key: _spread([r[key] for r in reactions if r[key] is not None])

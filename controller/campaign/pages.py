@@ -1,0 +1,139 @@
+"""Writes docs/safety/campaign.md, campaign.json and reactions.md from a campaign's figures.
+
+`python -m controller.campaign.pages DIR docs/safety`, after `spotwise campaign --out DIR`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from controller.campaign.command import SUMMARY
+from controller.campaign.definition import shipped
+from controller.campaign.truth_dose import LIMIT_GY
+from interlocks.conditions import matrix
+
+Summary = Mapping[str, Any]
+MOST_BAD = 40
+
+
+def campaign_page(s: Summary) -> str:
+    """What came out, for people."""
+    return "\n".join(
+        [
+            "# Campaign of simulated treatments",
+            "",
+            f"Made by `spotwise campaign --seed {s['seed']} --out DIR` and `python -m controller.campaign.pages DIR "
+            "docs/safety`; the figures are in [campaign.json](campaign.json). Treatments run in virtual time; every "
+            "verdict is made from what really happened in the simulated plant, which the controller never sees. How a "
+            "campaign is put together and judged: [how it is judged](../campaign.md).",
+            "",
+            f"{s['jobs_done']} of {s['jobs']} jobs done, Spotwise {s['version']}, definition `{s['definition'][:12]}`.",
+            "",
+            "| | |",
+            "| --- | ---: |",
+            f"| treatments | {s['cases']} |",
+            f"| safe, cause named | {s['safe_named']} |",
+            f"| safe, not named | {s['safe_unnamed']} |",
+            f"| unsafe | {s['unsafe']} |",
+            f"| without any fault | {s['fault_free']} |",
+            f"| false trips among these | {s['false_trips']} |",
+            f"| too much at the worst point, at most (limit {LIMIT_GY:g} Gy) | {s['worst_overdose_gy']:.3g} Gy |",
+            f"| of ions beyond the position limit alone | {s['worst_misplaced_gy']:.3g} Gy |",
+            f"| of beam that no journal has | {s['worst_unaccounted_gy']:.3g} Gy |",
+            "",
+            "## By fault",
+            "",
+            "`worst`: most that one treatment gave too much at the worst point, ions beyond the position limit "
+            "included; a treatment without fault gives some of it, too: gains are known to 0.3 %. `completed`: the fault "
+            "did no harm beyond tolerance.",
+            "",
+            "| fault | cases | named | not named | unsafe | completed | worst, mGy | where | ended with |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+            *(_fault(name, found) for name, found in s["by_fault"].items()),
+            "",
+            "## Conditions that were raised",
+            "",
+            ", ".join(f"`{name}`" for name in s["raised"]) + ".",
+            "",
+            "These no fault raises in virtual time:",
+            "",
+            "| condition | why |",
+            "| --- | --- |",
+            *(f"| `{name}` | {why} |" for name, why in shipped().unreachable.items()),
+            "",
+            "## Cases that were not safe and named",
+            "",
+            *_bad(s),
+        ]
+    )
+
+
+def _fault(name: str, found: Mapping[str, Any]) -> str:
+    worst = found["worst_scenario"]
+    ended = ", ".join(f"{end} {count}" for end, count in found["ended"].items())
+    place = f"{worst['room']}: {worst['place']}"
+    return (
+        f"| {name} | {found['cases']} | {found['safe_named']} | {found['safe_unnamed']} | {found['unsafe']} | "
+        f"{found['completed']} | {found['worst_overdose_gy'] * 1e3:.3g} | {place} | {ended} |"
+    )
+
+
+def _bad(s: Summary) -> list[str]:
+    if not s["bad"]:
+        return ["None.", ""]
+    lines = ["| verdict | room | seed | scenario | why |", "| --- | --- | ---: | --- | --- |"]
+    for case in s["bad"][:MOST_BAD]:
+        scenario = " ".join(line for line in case["scenario"].splitlines() if line and line != "[[fault]]")
+        why = "; ".join(case["why"]).splitlines()[0][:220].replace("|", "/")
+        lines.append(f"| {case['verdict']} | {case['room']} | {case['seed']} | `{scenario}` | {why} |")
+    if len(s["bad"]) > MOST_BAD:
+        lines.append("")
+        lines.append(f"The first {MOST_BAD} of {len(s['bad'])}; all are in campaign.json.")
+    return [*lines, ""]
+
+
+def reactions_page(s: Summary) -> str:
+    """Times of the stops, by condition."""
+    lines = [
+        "# Reaction times",
+        "",
+        "From the campaign of [campaign.md](campaign.md), by the same commands: all stops with this condition as "
+        "first-out, ms.",
+        "",
+        "* `fault to trip`: from the fault's beginning at the plant to the judgement. What the fault needs to become "
+        "visible is in it: a drift must grow, a stuck chopper shows when beam should go off. `least` is near the "
+        "condition's own reaction.",
+        "* `trip to chain open` and `trip to beam off`: from the judgement to the plant's chain and to its last beam; "
+        "0 where the chain opened first, as for electrometer 2's own limit, or where there was no beam.",
+        "* `budget`: cause visible at the PC to the drop leaving it ([interlocks](../interlocks.md)); `within` counts "
+        "stops whose whole time from fault to open chain is within it.",
+        "",
+        "| condition | where | stops | budget | within | fault to trip: least | p50 | max | trip to chain open: max | "
+        "trip to beam off: p50 | max |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in s["by_condition"].items():
+        trip, opened, off = (found[k] for k in ("fault_to_trip_ms", "trip_to_open_ms", "trip_to_beam_off_ms"))
+        numbers = [trip["least"], trip["p50"], trip["max"], opened["max"], off["p50"], off["max"]]
+        cells = " | ".join("" if n is None else f"{n:.4g}" for n in numbers)
+        condition = matrix()[name]
+        first = f"| `{name}` | {condition.where} | {found['cases']} | {condition.budget_ms:g} | {found['within']} | "
+        lines.append(f"{first}{cells} |")
+    return "\n".join([*lines, ""])
+
+
+def write_pages(summary: Summary, folder: Path) -> None:
+    """Write all three."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "campaign.md").write_text(campaign_page(summary), encoding="utf-8")
+    (folder / "reactions.md").write_text(reactions_page(summary), encoding="utf-8")
+    kept = {key: value for key, value in summary.items() if key != "report"}
+    (folder / "campaign.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_pages(json.loads((Path(sys.argv[1]) / SUMMARY).read_text(encoding="utf-8")), Path(sys.argv[2]))
