@@ -48,8 +48,8 @@ def campaign_page(s: Summary) -> str:
             "## By fault",
             "",
             "`worst`: most that one treatment gave too much at the worst point, ions beyond the position limit "
-            "included; a treatment without fault gives some of it, too: gains are known to 0.3 %. `completed`: the fault "
-            "did no harm beyond tolerance.",
+            "included; a treatment without fault gives some of it, too: gains are known to 0.3 %. `completed`: the "
+            "fault did no harm beyond tolerance.",
             "",
             "| fault | cases | named | not named | unsafe | completed | worst, mGy | where | ended with |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
