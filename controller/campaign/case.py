@@ -8,6 +8,7 @@ which the controller never sees, is compared with the plan and with the journal.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import resource
@@ -225,6 +226,7 @@ class _Played:
             settled=bool(end.get("settled", False)),
             reaction=None if first is None else self._reaction(seen_ns.get(first.id, first.t_ns)),
             beam_s_left=self._beam_after_fault(),
+            exposed_s=self._exposed(visits),
         )
 
     def _reaction(self, trip_ns: int) -> Reaction:
@@ -243,6 +245,17 @@ class _Played:
         if not fired:
             return 0.0
         return max(0.0, (int(self.world.room.plant.state["beam_last_ns"]) - min(fired)) * 1e-9)
+
+    def _exposed(self, visits: Any) -> float:
+        """How long visits ran while a fault that has passed was there, s."""
+        played = self.world.room.player.played
+        if not played or any(p.fired_ns is None or p.ended_ns is None for p in played):
+            return math.inf
+        begin, end = min(p.fired_ns or 0 for p in played), max(p.ended_ns or 0 for p in played)
+        return (
+            float(np.clip(np.minimum(visits["t_end_ns"], end) - np.maximum(visits["t_start_ns"], begin), 0, None).sum())
+            * 1e-9
+        )
 
 
 def _ms(ns: int) -> float:

@@ -2,12 +2,14 @@
 
 The plant's truth has, per visit, the number of ions, their mean place and their mean squared distance. Where part of a
 visit's ions stand together at another place (a magnet that jumps, a beam that shifts), mean m and mean square q of the
-distance from the planned place give both: they stand q / m away, and are m^2 / q of all. Where they are spread, as on
-the way between two spots, the same numbers describe them as few and far, which errs on the side of too many.
+distance from the planned place give both: they stand q / m away, and are m^2 / q of all. Ions that came on the way from
+the visit before look like a group two thirds of the way back, three quarters of them: such a group is spread over the way.
+Anything else that is spread counts as one group: an upper bound.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,11 @@ from numpy.typing import NDArray
 
 from controller.campaign.truth_dose import truth_dose
 from controller.machine.program import LayerProgram
+
+ALONG = 0.9
+"""Cosine to the way from the visit before, from which ions count as being on it."""
+STEP_SIGMAS = 0.5
+"""Between two groups of those that are spread over the way."""
 
 
 def nothing_planned(program: LayerProgram) -> LayerProgram:
@@ -30,39 +37,63 @@ def misplaced(
     truths: Sequence[NDArray[Any]], units_per_particle: int, programs: Sequence[Sequence[LayerProgram]]
 ) -> tuple[float, float]:
     """Gy at the worst point from misplaced ions, and from them and ions too many together."""
-    far, wanted = [], []
+    far, all_of_them = [], []
     for truth, layers in zip(truths, programs, strict=False):
-        moved, plans = _field(truth, layers)
+        moved, whole = _field(truth, layers)
         far.append(moved)
-        wanted.append(plans)
-    nothing = [[nothing_planned(p) for p in layers] for layers in wanted]
+        all_of_them.append(whole)
+    nothing = [[nothing_planned(p) for p in layers] for layers in programs]
     alone = truth_dose(far, units_per_particle, nothing).excess_gy
-    return alone, truth_dose(truths, units_per_particle, wanted).excess_gy
+    return alone, truth_dose(all_of_them, units_per_particle, programs).excess_gy
 
 
-def _field(truth: NDArray[Any], layers: Sequence[LayerProgram]) -> tuple[NDArray[Any], list[LayerProgram]]:
-    """The misplaced ions of a field as a truth of their own, and the plan less them: they count as ions too many."""
-    far = np.zeros_like(truth)
-    plans = []
+def _field(truth: NDArray[Any], layers: Sequence[LayerProgram]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The misplaced ions of a field as rows of their own beyond its visits; and these with what stayed in place."""
+    used = np.flatnonzero(truth["units"])
+    last = max([0, *used.tolist()[-1:], *(int(p.visits["visit"][-1]) for p in layers if len(p.visits))])
+    stay = truth[: last + 1].copy()
+    groups: list[tuple[int, float, float]] = []
     for program in layers:
-        visits = program.visits.copy()
-        at = visits["visit"]
-        units = truth["units"][at].astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            x, y = truth["x"][at] / units, truth["y"][at] / units
-            px, py = visits["x_mm"], visits["y_mm"]
-            mean2 = (x - px) ** 2 + (y - py) ** 2
-            square = truth["rr"][at] / units - 2.0 * (px * x + py * y) + px * px + py * py
-            share = np.clip(mean2 / square, 0.0, 1.0)
-            away = square / np.sqrt(mean2)
-        beyond = np.flatnonzero((units > 0) & (away > visits["position_limit_mm"]))
-        scale = away[beyond] / np.sqrt(mean2[beyond])
-        moved = units[beyond] * share[beyond]
-        rows = at[beyond]
-        far["units"][rows] = np.round(moved).astype(np.int64)
-        far["x"][rows] = far["units"][rows] * (px[beyond] + (x - px)[beyond] * scale)
-        far["y"][rows] = far["units"][rows] * (py[beyond] + (y - py)[beyond] * scale)
-        # who is elsewhere leaves no room in the plan: those that stay are judged against what was to come, less them
-        visits["particles"][beyond] = np.maximum(0.0, visits["particles"][beyond] * (1.0 - share[beyond]))
-        plans.append(replace(program, visits=visits))
-    return far, plans
+        places = np.stack([program.visits["x_mm"], program.visits["y_mm"]], axis=1)
+        for at, row in enumerate(program.visits):
+            visit = int(row["visit"])
+            before = places[at - 1] if at else None
+            found = _groups(stay[visit], places[at], float(row["position_limit_mm"]), before, program.sigma_x_mm)
+            for units, x_mm, y_mm in found:
+                stay["units"][visit] -= units
+                stay["x"][visit] -= units * x_mm
+                stay["y"][visit] -= units * y_mm
+            groups += found
+    far = np.zeros(last + 1 + len(groups), truth.dtype)
+    for at, (units, x_mm, y_mm) in enumerate(groups, last + 1):
+        far["units"][at], far["x"][at], far["y"][at] = units, units * x_mm, units * y_mm
+    whole = far.copy()
+    whole[: last + 1] = stay
+    return far, whole
+
+
+def _groups(
+    truth: Any, place: NDArray[Any], limit_mm: float, before: NDArray[Any] | None, sigma_mm: float
+) -> list[tuple[int, float, float]]:
+    """Misplaced ions of a visit: units and place of each group."""
+    units = int(truth["units"])
+    if units == 0:
+        return []
+    mean = np.array([float(truth["x"]), float(truth["y"])]) / units - place
+    mean2 = float(mean @ mean)
+    square = float(truth["rr"]) / units - 2.0 * float(place @ (place + mean)) + float(place @ place)
+    if mean2 <= 0.0 or square <= 0.0 or square <= limit_mm * math.sqrt(mean2):
+        return []
+    share = min(1.0, mean2 / square)
+    away = mean * max(1.0, square / mean2)
+    if before is not None:
+        way = before - place
+        length = float(np.hypot(*way))
+        along = float(away @ way) / length if length else 0.0
+        if length > limit_mm and along > ALONG * float(np.hypot(*away)) and 0.5 * length <= along <= 0.8 * length:
+            count = max(1, math.ceil(length / (STEP_SIGMAS * sigma_mm)))
+            each = round(min(1.0, share / 0.75) * units / count)
+            steps = [place + way * (k + 0.5) / count for k in range(count)]
+            return [(each, float(x), float(y)) for x, y in steps if math.hypot(x - place[0], y - place[1]) > limit_mm]
+    x_mm, y_mm = place + away
+    return [(round(share * units), float(x_mm), float(y_mm))]

@@ -8,6 +8,7 @@ allowed: the fault does no harm, it is weaker than what must be found, or it cam
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ NO_TRIP = "none"
 REFUSED = "refused"
 TOO_LATE_S = 2.0
 """A fault with less beam left than this may go unfound: the slowest condition has 1.6 s."""
+TOO_SHORT_S = 1e-3
+"""A fault that has passed and had visits for no longer than this: what goes off takes a quarter of it."""
 NOTHING = TruthDose(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
 
@@ -79,6 +82,8 @@ class Facts:
     reaction: Reaction | None = None
     beam_s_left: float = 0.0
     """From the fault to the last beam."""
+    exposed_s: float = math.inf
+    """Of a fault that passed: how long visits ran while it was there; infinite where it stayed."""
     limit_gy: float = LIMIT_GY
 
 
@@ -172,7 +177,7 @@ def _unnamed(facts: Facts, ended: str) -> str:
     if ended in facts.expected:
         return ""
     if ended == NO_TRIP:
-        if not facts.fired or facts.harmless or facts.beam_s_left < TOO_LATE_S:
+        if not facts.fired or facts.harmless or facts.beam_s_left < TOO_LATE_S or facts.exposed_s < TOO_SHORT_S:
             return ""
         return f"completed within tolerance, and nobody noticed; want one of {', '.join(facts.expected)}"
     if ended == REFUSED:
