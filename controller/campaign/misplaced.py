@@ -3,8 +3,8 @@
 The plant's truth has, per visit, the number of ions, their mean place and their mean squared distance. Where part of a
 visit's ions stand together at another place (a magnet that jumps, a beam that shifts), mean m and mean square q of the
 distance from the planned place give both: they stand q / m away, and are m^2 / q of all. Ions that came on the way from
-the visit before look like a group two thirds of the way back, three quarters of them: such a group is spread over the way.
-Anything else that is spread counts as one group: an upper bound.
+the visit before look like a group two thirds of the way back, three quarters of them: such a group is spread over the
+way. Anything else that is spread counts as one group: an upper bound.
 """
 
 from __future__ import annotations
