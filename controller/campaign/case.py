@@ -102,20 +102,30 @@ def play(case: Case, *, make_site: Callable[[Site], Site] = lambda site: site) -
         return played.verdict()
 
 
-@lru_cache(maxsize=32)
-def visit_times(room: Room, seed: int) -> dict[tuple[int, int], float]:
-    """How long each visit lasts where nothing goes wrong, s, by field (from 1) and visit: the same seed and beam."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Calm:
+    """A treatment in which nothing goes wrong: what one with the same seed and a fault is compared with."""
+
+    lasts_s: dict[tuple[int, int], float]
+    """How long each visit lasts, by field (from 1) and visit."""
+    truths: list[Any]
+
+
+@lru_cache(maxsize=8)
+def calm(room: Room, seed: int) -> Calm:
+    """Play a treatment without fault."""
     site, report = prepared(room)
     folder = MEMORY_FILES if MEMORY_FILES.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="spotwise-case-", dir=folder) as out:
-        _Played(Case(room, seed), site, report, Scenario(()), Path(out))
+        played = _Played(Case(room, seed), site, report, Scenario(()), Path(out))
         with read_journal(Path(out) / "journal.bin") as journal:
             visits = journal.visits.copy()
     lasted_s = (visits["t_end_ns"] - visits["t_start_ns"]) * 1e-9
-    return {
-        (int(field) + 1, int(visit)): float(s)
-        for field, visit, s in zip(visits["field"], visits["visit"], lasted_s, strict=True)
+    lasts_s = {
+        (int(f) + 1, int(v)): float(s) for f, v, s in zip(visits["field"], visits["visit"], lasted_s, strict=True)
     }
+    truths = [truth[: 1 + int(visits["visit"].max(initial=0))].copy() for truth in played.world.room.truths()]
+    return Calm(lasts_s, truths)
 
 
 class _Played:
@@ -207,7 +217,8 @@ class _Played:
         events = [event for part in journal.parts for event in part.events]
         end = journal.end or {}
         dose = truth_dose(truths, ION_UNIT, programs) if programs else TruthDose(0, 0, 0, 0, 0, 0, 0)
-        misplaced_gy, harm_gy = misplaced(truths, ION_UNIT, programs) if programs else (0.0, 0.0)
+        usual = calm(self.case.room, self.case.seed).truths if self.case.scenario else []
+        misplaced_gy, harm_gy = misplaced(truths, ION_UNIT, programs, usual) if programs else (0.0, 0.0)
         # of a controller that was killed the latch knows more than the disk; the journal knows when the cause was seen
         latched = run.latch.history
         seen_ns = {str(e["id"]): int(e["t_cause_ns"]) for e in reversed(events) if e["event"] == "trip"}

@@ -34,12 +34,19 @@ def nothing_planned(program: LayerProgram) -> LayerProgram:
 
 
 def misplaced(
-    truths: Sequence[NDArray[Any]], units_per_particle: int, programs: Sequence[Sequence[LayerProgram]]
+    truths: Sequence[NDArray[Any]],
+    units_per_particle: int,
+    programs: Sequence[Sequence[LayerProgram]],
+    calm: Sequence[NDArray[Any]] = (),
 ) -> tuple[float, float]:
-    """Gy at the worst point from misplaced ions, and from them and ions too many together."""
+    """Gy at the worst point from misplaced ions, and from them and ions too many together.
+
+    `calm`: truths of the same treatment without fault. What a visit's ions stand off as a whole (calibration, noise) is
+    taken from there, or else a small offset of all would pass for a great one of a few.
+    """
     far, all_of_them = [], []
-    for truth, layers in zip(truths, programs, strict=False):
-        moved, whole = _field(truth, layers)
+    for index, (truth, layers) in enumerate(zip(truths, programs, strict=False)):
+        moved, whole = _field(truth, layers, calm[index] if index < len(calm) else truth[:0])
         far.append(moved)
         all_of_them.append(whole)
     nothing = [[nothing_planned(p) for p in layers] for layers in programs]
@@ -47,7 +54,9 @@ def misplaced(
     return alone, truth_dose(all_of_them, units_per_particle, programs).excess_gy
 
 
-def _field(truth: NDArray[Any], layers: Sequence[LayerProgram]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _field(
+    truth: NDArray[Any], layers: Sequence[LayerProgram], calm: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """The misplaced ions of a field as rows of their own beyond its visits; and these with what stayed in place."""
     used = np.flatnonzero(truth["units"])
     last = max([0, *used.tolist()[-1:], *(int(p.visits["visit"][-1]) for p in layers if len(p.visits))])
@@ -58,7 +67,9 @@ def _field(truth: NDArray[Any], layers: Sequence[LayerProgram]) -> tuple[NDArray
         for at, row in enumerate(program.visits):
             visit = int(row["visit"])
             before = places[at - 1] if at else None
-            found = _groups(stay[visit], places[at], float(row["position_limit_mm"]), before, program.sigma_x_mm)
+            usual = _moments(calm[visit], places[at]) if visit < len(calm) else (np.zeros(2), 0.0)
+            limit_mm = float(row["position_limit_mm"])
+            found = _groups(stay[visit], places[at], usual, limit_mm, before, program.sigma_x_mm)
             for units, x_mm, y_mm in found:
                 stay["units"][visit] -= units
                 stay["x"][visit] -= units * x_mm
@@ -72,17 +83,31 @@ def _field(truth: NDArray[Any], layers: Sequence[LayerProgram]) -> tuple[NDArray
     return far, whole
 
 
+def _moments(truth: Any, place: NDArray[Any]) -> tuple[NDArray[Any], float]:
+    """Mean and mean square of the distance from a place, mm and mm2."""
+    units = int(truth["units"])
+    if units == 0:
+        return np.zeros(2), 0.0
+    mean = np.array([float(truth["x"]), float(truth["y"])]) / units - place
+    return mean, max(0.0, float(truth["rr"]) / units - 2.0 * float(place @ (place + mean)) + float(place @ place))
+
+
 def _groups(
-    truth: Any, place: NDArray[Any], limit_mm: float, before: NDArray[Any] | None, sigma_mm: float
+    truth: Any,
+    place: NDArray[Any],
+    usual: tuple[NDArray[Any], float],
+    limit_mm: float,
+    before: NDArray[Any] | None,
+    sigma_mm: float,
 ) -> list[tuple[int, float, float]]:
-    """Misplaced ions of a visit: units and place of each group."""
+    """Misplaced ions of a visit: units and place of each group. `usual`: moments of the visit without fault."""
     units = int(truth["units"])
     if units == 0:
         return []
-    mean = np.array([float(truth["x"]), float(truth["y"])]) / units - place
+    mean, square = _moments(truth, place)
+    mean, square = mean - usual[0], max(0.0, square - usual[1])
     mean2 = float(mean @ mean)
-    square = float(truth["rr"]) / units - 2.0 * float(place @ (place + mean)) + float(place @ place)
-    if mean2 <= 0.0 or square <= 0.0 or square <= limit_mm * math.sqrt(mean2):
+    if mean2 <= 0.0 or square <= limit_mm * math.sqrt(mean2):
         return []
     share = min(1.0, mean2 / square)
     away = mean * max(1.0, square / mean2)

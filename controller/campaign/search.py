@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controller.campaign.case import Case, play, prepared, visit_times
+from controller.campaign.case import Case, calm, play, prepared
 from controller.campaign.definition import Room
 from controller.campaign.places import At, coarse_places
 from controller.campaign.strengths import Values, draw_values, example_values, is_weaker, scenario_text
@@ -73,7 +73,7 @@ def hunt(
 def _coarse(room: Room, kind: CatalogueFault, numbers: random.Random, count: int, seed: int) -> list[Trial]:
     site, report = prepared(room)
     assert report.loaded is not None
-    places = coarse_places(report.loaded.plan, site, visit_times(room, seed))
+    places = coarse_places(report.loaded.plan, site, calm(room, seed).lasts_s)
     if "for_s" in kind.example:  # what passes must pass while there is beam
         places = [place for place in places if place.get("state") not in WITHOUT_BEAM]
     example = kind.example["at"]

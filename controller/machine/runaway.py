@@ -24,7 +24,7 @@ SPIKE = 10.0
 """True over asked intensity."""
 FRAME_S = 1e-4
 STOP_COMMAND_S = 2.5e-3
-"""A command over Modbus TCP and the end of extraction; in simulated rooms 0.4 to 1.6 ms: docs/safety/reactions.md."""
+"""A command over Modbus TCP and the end of extraction; plausible only; simulated rooms took less."""
 
 
 @dataclass(frozen=True, slots=True)
