@@ -45,5 +45,5 @@ $(LOCK)/bin/pip-compile:
 
 lock: $(LOCK)/bin/pip-compile
 	$(COMPILE) --output-file requirements/base.txt pyproject.toml
-	$(COMPILE) --extra broker --extra campaign --extra dev --extra bench --constraint requirements/base.txt --output-file requirements/dev.txt pyproject.toml
+	$(COMPILE) --extra broker --extra campaign --extra dev --extra bench --extra export --constraint requirements/base.txt --output-file requirements/dev.txt pyproject.toml
 	$(COMPILE) --extra export --constraint requirements/dev.txt --output-file requirements/export.txt pyproject.toml
