@@ -358,6 +358,8 @@ class VirtualWorld:
         """
         self.monitor = Monitor()
         self._find_memories()
+        self._guard.dead = True  # it ends with its controller
+        self._guard = RoomGuardWires(self._guard_permit)
         self.path = MonitorPath(self.site, self.monitor)
         self.path.guard_wires = self._guard
         return self.path

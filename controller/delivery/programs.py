@@ -51,7 +51,7 @@ def _limits_left(run: Run, index: int, given: Given) -> tuple[float, float] | No
         sum(float(p.visits["expected_counts_2"].sum()) for p in run.programs[index]),
     )
     for number in (1, 2):
-        if wanted[number - 1] > left[number - 1]:
+        if 0 < wanted[number - 1] > left[number - 1]:
             raise Refused(
                 f"field {run.plan.fields[index].name}: electrometer {number}: the rest wants {wanted[number - 1]:.0f} "
                 f"counts, {left[number - 1]:.0f} are left of the field's limit of {limits[number - 1]:.0f} after what "

@@ -67,7 +67,9 @@ async def agree_with_guard(run: Run, session: int, deadline: Deadline) -> None:
     assert corrections is not None
     programs = [build_field(run.site, field, index, corrections) for index, field in enumerate(run.plan.fields)]
     plan = run.plan
-    await run.guard.agree(session, plan.file_sha256, plan.fraction_group, run.part, corrections.ktp, programs, deadline)
+    # parts in which no field was ever begun gave nothing, and no guard was told of them
+    part = 1 if run.carried is None or run.carried.baseline is None else run.part
+    await run.guard.agree(session, plan.file_sha256, plan.fraction_group, part, corrections.ktp, programs, deadline)
     if run.guard.status is not None:
         run.event("guard", phase="agreed")
 
