@@ -57,7 +57,8 @@ async def bring_to_rest(run: Run) -> None:
         # nothing was armed by us: the path judged frames of a run that is over (devices go on streaming)
         run.path.reset()
         await asyncio.sleep(LOOK_S)
-        name = by_number()[trip.number].id
+        known = by_number().get(trip.number)
+        name = "a commanded drop" if known is None else known.id
         run.event("warning", text=f"{name} before the engine was at rest: of the earlier run, not of this part")
 
 
