@@ -68,7 +68,8 @@ class _RecordingWorld(VirtualWorld):
 
     def run_to(self, t_ns: int) -> int:
         state = self.monitor.state
-        armed = int(state["flags_3"]) & FLAG_ARMED != 0
+        # the engine is armed for its self-test, too: with a visit of no plan
+        armed = int(state["flags_3"]) & FLAG_ARMED != 0 and int(self.monitor.control["first_visit"]) == 1
         if self._over or (self.before is None and not armed):
             return super().run_to(t_ns)
         if self.before is None:
