@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from drivers.contracts import SELF_TEST_VISIT
 from drivers.flags import FLAG_BEAM, FLAG_CHAIN
 from sites.loader import load_site
 from sites.schema import Site
@@ -297,8 +298,9 @@ class Witness:
 
     @property
     def visit(self) -> int:
-        """Visit of the newest frame."""
-        return int(self._heads[-1][7]) if self._heads else 0
+        """Visit of the newest frame; that of the engine's self-test is none."""
+        visit = int(self._heads[-1][7]) if self._heads else 0
+        return 0 if visit == SELF_TEST_VISIT else visit
 
 
 @contextmanager

@@ -62,7 +62,10 @@ GOOD = {
 }
 CONNECTED = '"event":"device"'
 """In a journal: a device was connected, and said who it is."""
-QUICK = '[qualification]\nfile = "{file}"\nseconds = 0.3\nreads = 20\n\n[operators]'
+QUICK = (
+    '[qualification]\nfile = "{file}"\nseconds = 0.3\nreads = 20\n\n'
+    '[record]\npseudonym_key_file = "{file}.pseudonyms"\n\n[operators]'
+)
 
 
 def with_qualification(folder: Path) -> tuple[str, str]:
@@ -317,11 +320,12 @@ async def test_a_room_with_a_real_device_is_made_ready_only_on_a_qualified_pc(
         with_qualification(tmp_path),
         (r"(?m)^key_hex = .*$", key_file(tmp_path)),
         (r"(?m)^time_out_ms = .*$", "time_out_ms = 50.0"),
+        (r"(?m)^names = .*$", 'names = ["A. Operator"]'),
     ]
     simulated = make_room(tmp_path, free_port, *edits)
     real = declared_real(simulated)
     room = dataclasses.replace(simulated, site_file=real, site=load_site(str(real)))
-    who = ("--operator", "simulated", "--reason", "test")
+    who = ("--operator", "A. Operator", "--reason", "test")
     kept = tmp_path / "qualification.json"
     plant = RoomWithARealDevice(simulated.site, 1, boot="test")
 
