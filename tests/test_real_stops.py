@@ -79,7 +79,7 @@ def first_out(got: dict[str, Any]) -> str:
     return next(str(trip["id"]) for trip in got["trips"] if trip["first_out"])
 
 
-@pytest.mark.parametrize("stream", [1, 2, 3])
+@pytest.mark.parametrize("stream", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 async def test_a_silent_stream_stops_the_beam_and_is_named(room: RealRoom, stream: int) -> None:
     out = room.folder / "out"
     faults = scenario(room, striking(f"plant.silent_{stream}", "value = 1"))
@@ -96,8 +96,16 @@ async def test_a_silent_stream_stops_the_beam_and_is_named(room: RealRoom, strea
     assert 0 < got["mu_primary"] < got["mu_planned"]
 
 
+LONG = pytest.mark.slow  # the same by another wire; in virtual time all of them are played each time
+
+
 @pytest.mark.parametrize(
-    "device", ["accelerator", "scan_controller", "electrometer_1", "gantry", "couch", "safety_chain"]
+    "device",
+    [
+        "scan_controller",
+        "safety_chain",
+        *(pytest.param(name, marks=LONG) for name in ("accelerator", "electrometer_1", "gantry", "couch")),
+    ],
 )
 async def test_a_cut_wire_stops_the_beam_and_is_named(room: RealRoom, device: str) -> None:
     out = room.folder / "out"
