@@ -36,7 +36,7 @@ PATIENT_MS = 20_000.0
 
 
 def own_site(free_port: Callable[[], int], folder: Path) -> Site:
-    """carbon-fixed, all simulated, on free ports and on lines below `folder`; patient about stale frames."""
+    """carbon-fixed without its guard, all simulated, on free ports and lines below `folder`; patient with frames."""
     devices = {}
     for name, device in CARBON.devices.items():
         if device.address.wire == "modbus_tcp":
@@ -53,7 +53,9 @@ def own_site(free_port: Callable[[], int], folder: Path) -> Site:
                     "permits": CARBON.streams.permits.model_copy(update={"port": free_port()}),
                 }
             ),
-            "permits": CARBON.permits.model_copy(update={"stale_ms": PATIENT_MS, "frame_age_max_ms": PATIENT_MS}),
+            "permits": CARBON.permits.model_copy(
+                update={"required": ("controller",), "stale_ms": PATIENT_MS, "frame_age_max_ms": PATIENT_MS}
+            ),
         }
     )
 
