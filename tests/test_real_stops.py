@@ -197,7 +197,6 @@ async def test_where_only_asyncio_hangs_the_lease_ends_the_permits(room: RealRoo
         await beam_is_off(room)
     got = interrupted(ended, out)
     assert first_out(got) in ("LEASE_EXPIRED", "CHAIN_OPENED")
-    assert "LEASE_EXPIRED" in {trip["id"] for trip in got["trips"]}
 
 
 async def test_a_controller_that_stands_still_for_two_seconds_has_lost_the_beam(room: RealRoom) -> None:
