@@ -17,7 +17,7 @@ from interlocks.conditions import matrix
 from simulators.fault_kinds import NO_TRIP, REFUSED, Kind, catalogue, parse_catalogue
 from simulators.faults import load_faults, parse_faults
 from simulators.faults_page import entry
-from simulators.plant.state import CAUSE_SILENCE, ION_UNIT
+from simulators.plant.state import CAUSE_GUARD_SILENCE, CAUSE_SILENCE, ION_UNIT
 from tests.delivery_rig import EXAMPLES, Delivery, run_delivery
 from tests.make_plan import BeamSpec, LayerSpec, SetupSpec, grid, make_plan, write_plan
 
@@ -100,7 +100,8 @@ def test_telemetry_that_fails_costs_nothing_but_telemetry(tmp_path: Path) -> Non
 def test_a_killed_controller_leaves_the_room_safe_and_the_record_open(tmp_path: Path) -> None:
     delivery = play(catalogue()["process_killed"], tmp_path)
     assert delivery.plant["closed"] == 0
-    assert delivery.plant["cause"] == CAUSE_SILENCE
+    # its guard ends with it: whose permits are missed first is a matter of a millisecond
+    assert delivery.plant["cause"] in (CAUSE_SILENCE, CAUSE_GUARD_SILENCE)
     assert delivery.summary["unclosed"]
 
 
