@@ -251,6 +251,8 @@ class Watch:
         trip = run.path.trip()
         if trip is not None and trip.number in by_number():
             if trip.number == CHAIN_OPENED:
+                if not run.latch.tripped:
+                    self._own_lease()
                 self._hear_guard()  # it says why before it lets go
             if by_number()[trip.number].escalate and not run.latch.tripped:
                 self._escalate.set()
@@ -260,6 +262,14 @@ class Watch:
                 limit=trip.limit,
                 detail=self._detail(trip),
                 t_cause_ns=trip.t_ns,
+            )
+
+    def _own_lease(self) -> None:
+        """A chain that opened because we had stopped permitting: our lease ran out first, and is the cause."""
+        out_ms = self.run.path.leases_out_ms()
+        if out_ms > 0:
+            self.run.trip(
+                "LEASE_EXPIRED", value=out_ms, limit=self.run.site.permits.lease_ms, detail="permits had ended"
             )
 
     def _hear_guard(self) -> None:

@@ -250,6 +250,12 @@ class MonitorPath:
             int(s["trip"]), float(s["trip_value"]), float(s["trip_limit"]), int(s["trip_t_ns"]), int(s["trip_visit"])
         )
 
+    def leases_out_ms(self) -> float:
+        """How long before the latched condition the first of the leases had run out; 0 where none had."""
+        control = self.monitor.control
+        ends = min(int(control[f"lease_ns_{lease}"]) for lease in (LEASE_INTERLOCKS, LEASE_DELIVERY))
+        return max(0, int(self.monitor.state["trip_local_ns"]) - ends) * 1e-6
+
     def notify(self) -> None:
         """Something that a coroutine must see happened (called on the loop)."""
         self._changed.set()
