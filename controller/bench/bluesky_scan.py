@@ -8,8 +8,10 @@ callbacks that such devices usually have. Nobody subscribes to the documents. bl
 from __future__ import annotations
 
 import importlib.util
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from importlib.metadata import version
 from typing import Any
 
@@ -235,8 +237,16 @@ class BlueskyScan:
         return (*self.magnets.registers.asked, *self.spot.registers.asked)
 
     def close(self) -> None:
-        """Close both links and bluesky's loop."""
+        """Close both links and bluesky's loop, which bluesky itself leaves running in a thread of its own."""
         self.magnets.registers.close()
         self.spot.registers.close()
         loop = self._engine.loop
-        loop.call_soon_threadsafe(loop.stop)
+        last: Future[threading.Thread] = Future()
+
+        def stop() -> None:
+            last.set_result(threading.current_thread())
+            loop.stop()
+
+        loop.call_soon_threadsafe(stop)
+        last.result().join()
+        loop.close()
