@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,3 +19,8 @@ class Table(BaseModel):
     """Base of all tables: immutable, no unknown keys, no silent type conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def rising(values: Iterable[float]) -> bool:
+    """Whether each value is above the one before."""
+    return all(b > a for a, b in itertools.pairwise(values))
