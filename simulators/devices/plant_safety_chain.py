@@ -43,7 +43,7 @@ class PlantSafetyChain:
         command = int(values["command"])
         token = int(values["new_arm_token"])
         if command == CHAIN_ARM:
-            if state["chopper_test"] in (TEST_OPENING, TEST_CLOSING):
+            if self._chopper_test() in (TEST_OPENING, TEST_CLOSING):
                 return CHOPPER_TEST
             if state["session"] == 0:
                 return NO_SESSION
@@ -61,12 +61,18 @@ class PlantSafetyChain:
         elif command != CHAIN_DISARM:
             return UNKNOWN
         state["chain_command"] = command
-        if command == CHAIN_TEST:
-            state["chopper_test"] = TEST_OPENING  # said at once: nobody may take the last result for this one's
-            state["chopper_test_ns"] = state["t_ns"]
         state["chain_command_token"] = token
         state["chain_commands"] += 1
         return ACCEPTED
+
+    def _chopper_test(self) -> int:
+        """Running from the command on, which the plant takes with its next frame: no old result is taken for a new one.
+
+        Only the plant writes the state: on the real clock it may begin a frame between any two writes from here.
+        """
+        state = self._plant.state
+        asked = state["chain_command"] == CHAIN_TEST and state["chain_commands"] != state["chain_commands_done"]
+        return TEST_OPENING if asked else int(state["chopper_test"])
 
     def device(self, register_map: RegisterMap, identity: DeviceIdentity) -> RegisterDevice:
         """The chain behind its register map."""
@@ -104,7 +110,7 @@ class PlantSafetyChain:
                 "port_sensor_deg": lambda: float(tune[0]["port_deg"]) + float(parameters["port_error_deg"]),
                 "beam_present": flag("beam_present"),
                 "chopper_open": flag("beam_on"),
-                "chopper_test": lambda: int(state["chopper_test"]),
+                "chopper_test": self._chopper_test,
                 "chopper_close_ms": lambda: float(state["chopper_close_ns"]) * 1e-6,
             },
             requests={"session": self.session, "command": self.command},
