@@ -24,8 +24,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: $(STAMP)
 	$(BIN)/spotwise deliver sites/plans/demo_carbon_2field.dcm --site carbon-fixed --out demo-$$(date +%Y%m%d-%H%M%S)
 
+# First what runs in virtual time, on all cores; then what needs the computer for itself.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not slow and not real_clock"
+	$(BIN)/python -m pytest -m "real_clock and not slow"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

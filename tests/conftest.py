@@ -9,6 +9,7 @@ import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from sites.loader import load_site  # noqa: PLC0415
 
         VirtualWorld(load_site("carbon-fixed"), 0).run_to(1_000_000)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several test processes tells the first one which programs it missed."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["missing"] = sorted(_missing)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The first process hears what another one missed."""
+    _missing.update(getattr(node, "workeroutput", {}).get("missing", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

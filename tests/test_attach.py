@@ -17,6 +17,8 @@ from sites.schema import Site
 from tests.realtime_parts import driver, left_by_a_killed_simulator, names_in, own_site
 from tests.wire_parts import within
 
+pytestmark = pytest.mark.real_clock
+
 
 @pytest.fixture
 def site(free_port: Callable[[], int], tmp_path: Path) -> Site:

@@ -31,6 +31,8 @@ from drivers.errors import BadInput
 from drivers.wires.frames import decode
 from sites.loader import load_site
 
+pytestmark = pytest.mark.real_clock
+
 PERCENTILES = {"p50", "p99", "p999"}
 YARDSTICKS = {
     "integrator": {"c", "numpy"},

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(folder: Path, source: str, **environment: str) -> str:
+def run(folder: Path, source: str, *options: str, **environment: str) -> str:
     """Output of pytest on one file of its own, under this suite's conftest and settings."""
     tests = folder / "tests"
     tests.mkdir()
@@ -19,7 +21,7 @@ def run(folder: Path, source: str, **environment: str) -> str:
     shutil.copy(ROOT / "pyproject.toml", folder)
     (tests / "test_one.py").write_text(source, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rs", *options],
         cwd=folder,
         env={**{k: v for k, v in os.environ.items() if k not in ("CI", "SPOTWISE_SHARED")}, **environment},
         capture_output=True,
@@ -53,8 +55,9 @@ def test_wants(program):
 """
 
 
-def test_a_missing_program_skips_loudly(tmp_path: Path) -> None:
-    output = run(tmp_path, MISSING)
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one process", "two processes"])
+def test_a_missing_program_skips_loudly(tmp_path: Path, options: tuple[str, ...]) -> None:
+    output = run(tmp_path, MISSING, *options)
     assert "1 skipped" in output
     assert "NOT TESTED, programs missing: no-such-program-anywhere" in output
 

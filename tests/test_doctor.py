@@ -51,7 +51,7 @@ from tests.real_rooms import (
     written,
 )
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.real_clock, pytest.mark.timeout(400)]
 CARBON = load_site("carbon-fixed")
 HERE = Here("carbon-fixed", "ab" * 32, "control-pc", "0.1.0", "2026-11-22", 5.0)
 GOOD = {

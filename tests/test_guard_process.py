@@ -28,7 +28,7 @@ from tests.real_rooms import (
     witness,
 )
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.real_clock, pytest.mark.timeout(400)]
 
 GUARD_TIME_OUT, GUARD_DROP = 10, 11
 FRAME_NS = 100_000

@@ -159,6 +159,7 @@ def test_telemetry_and_guard_in_virtual_time_name_nobody(tmp_path: Path) -> None
     silent_about("summary", json.dumps(delivery.summary))
 
 
+@pytest.mark.real_clock
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 async def test_real_processes_and_a_real_broker_name_nobody(

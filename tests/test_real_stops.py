@@ -39,7 +39,7 @@ from tests.real_rooms import (
     written,
 )
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.real_clock, pytest.mark.timeout(400)]
 
 FRAME_NS = 100_000
 SILENCE = 1

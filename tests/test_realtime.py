@@ -41,6 +41,8 @@ from tests.realtime_parts import (
 )
 from tests.wire_parts import within
 
+pytestmark = pytest.mark.real_clock
+
 
 @pytest.fixture
 def site(free_port: Callable[[], int], tmp_path: Path) -> Site:

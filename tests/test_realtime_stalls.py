@@ -50,7 +50,7 @@ from tests.realtime_parts import (
     with_permits_to,
 )
 
-pytestmark = pytest.mark.timeout(400)  # the first run on a PC compiles
+pytestmark = [pytest.mark.real_clock, pytest.mark.timeout(400)]  # the first run on a PC compiles
 
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h
 SO_ATTACH_FILTER = 26

@@ -246,6 +246,7 @@ def test_a_frame_changed_with_its_crc_made_right_is_found_by_what_comes_of_it(co
     assert difference["journal"] != difference["replayed"]
 
 
+@pytest.mark.real_clock
 async def test_a_delivery_on_the_real_clock_replays_to_the_bit(tmp_path: Path, free_port: Callable[[], int]) -> None:
     room = make_room(tmp_path, free_port)
     out = tmp_path / "t"

@@ -28,6 +28,8 @@ from sites.schema import DEVICE_NAMES, Site
 from tests.realtime_parts import CARBON, driver, names_in, own_site, some_real_port, until
 from tests.wire_parts import within
 
+pytestmark = pytest.mark.real_clock
+
 READY_S = 110.0
 
 

@@ -11,6 +11,8 @@ from controller.bench.bluesky_scan import bluesky_version
 from controller.bench.step import Transaction, Turn, run_turns
 from drivers.registers import load_map
 
+pytestmark = pytest.mark.real_clock
+
 SPOTS = 5
 STEP = load_map("preset_electrometer").register("step_visit").address
 SETS = load_map("magnet_supply").register("x_set_a").address
