@@ -120,6 +120,8 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--seed", type=_seed, default=0)
     simulate.add_argument("--fault", type=_path, metavar="FILE")
     simulate.add_argument("--state", type=_path, metavar="FILE", help="keep retained counters here")
+    apart = "frames leave through a process of their own, which can be killed or stopped alone"
+    simulate.add_argument("--streams-apart", action="store_true", help=apart)
     simulate.add_argument("--truth", type=_path, metavar="FILE", help="at the end, write what really happened (npz)")
 
     report = _command(
@@ -290,7 +292,14 @@ def _simulate(options: argparse.Namespace) -> int:
     site = load_site(options.site)
     faults = () if options.fault is None else load_scenario(options.fault)
     asyncio.run(
-        serve_room(site, options.seed, faults=faults, truth_path=options.truth, state_path=options.state, orphan_s=None)
+        serve_room(
+            site,
+            options.seed,
+            faults=faults,
+            truth_path=options.truth,
+            state_path=options.state,
+            streams_apart=options.streams_apart,
+        )
     )
     return 0
 

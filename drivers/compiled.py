@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from drivers.interpreted import array_at_address, new_memory
+from drivers.interpreted import Memory, array_at_address, new_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
@@ -99,6 +99,12 @@ _pointer: Any = intrinsic(_as_pointer)
 def records(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Zeroed records for Python and compiled code."""
     return new_memory(count, dtype) if INTERPRETED else np.zeros(count, dtype)
+
+
+def records_in(buffer: Any, dtype: np.dtype[Any], offset: int) -> NDArray[Any]:
+    """One record over memory that somebody else keeps, a mapped file for instance, for Python and compiled code."""
+    found: NDArray[Any] = np.frombuffer(buffer, dtype, 1, offset)
+    return found.view(Memory) if INTERPRETED else found
 
 
 @compiled_inline

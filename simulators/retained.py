@@ -1,7 +1,8 @@
 """What the simulated devices keep over a power loss: monitor counters, and result rings up to what was acknowledged.
 
-One small npz file, replaced as a whole, so that a reader never finds half of one. Boot nonces, self-tests and the
-chain's session are not kept: after a power-up they are new, as on a real device.
+One small npz file, replaced as a whole, so that a reader never finds half of one; on the real clock the room's memory
+is a file as well while it runs (`simulators.live`), so that a killed room loses nothing. Boot nonces, self-tests and
+the chain's session are not kept: after a power-up they are new, as on a real device.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def save_retained(
     at = np.arange(first, results) % RING
     rings = {f"ring_{name}": getattr(plant, name)[at] for name in _RINGS}
     # read after the rings: a count may come before its row, never a row before its count
-    counts = [int(state[f"retained_{n}"]) + (int(state[f"counts_{n}"]) >> _BITS_OF_A_COUNT) for n in (1, 2)]
+    counts = _counts(plant)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with new.open("wb") as file:
@@ -106,13 +107,32 @@ def restore_retained(plant: Plant, site_name: str, path: Path) -> Kept | None:
         ) from error
     for name, rows in rings.items():
         getattr(plant, name)[at] = rows
+    _set_counters(plant, results, acknowledged, counts)
+    truths = [np.zeros(MAX_VISITS, TRUTH) for _ in shown]
+    for truth, found in zip(truths, shown, strict=True):
+        truth[: len(found)] = found
+    return Kept(truths, completed)
+
+
+def take_over(plant: Plant, killed: Plant) -> None:
+    """Put what a killed room's memory holds into a plant that does not run yet, the present field's truth included."""
+    for name in (*_RINGS, "truth"):
+        getattr(plant, name)[:] = getattr(killed, name)
+    state = killed.state
+    _set_counters(plant, int(state["results"]), [int(state[name]) for name in _ACKNOWLEDGED], _counts(killed))
+    for name in ("field_completed", "results_seen"):
+        plant.state[name] = state[name]
+
+
+def _counts(plant: Plant) -> list[int]:
+    state = plant.state
+    return [int(state[f"retained_{n}"]) + (int(state[f"counts_{n}"]) >> _BITS_OF_A_COUNT) for n in (1, 2)]
+
+
+def _set_counters(plant: Plant, results: int, acknowledged: Sequence[int], counts: Sequence[int]) -> None:
     state = plant.state
     state["results"] = results
     for name, value in zip(_ACKNOWLEDGED, acknowledged, strict=True):
         state[name] = value
     for number, value in zip((1, 2), counts, strict=True):
         state[f"retained_{number}"] = state[f"frame_counts_{number}"] = value
-    truths = [np.zeros(MAX_VISITS, TRUTH) for _ in shown]
-    for truth, found in zip(truths, shown, strict=True):
-        truth[: len(found)] = found
-    return Kept(truths, completed)

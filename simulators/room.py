@@ -36,7 +36,7 @@ from simulators.faults import Fault
 from simulators.plant.build import build_plant
 from simulators.plant.engine import RESULT_STOPPED
 from simulators.plant.state import RING, TRUTH, Plant
-from simulators.retained import restore_retained, save_retained
+from simulators.retained import restore_retained, save_retained, take_over
 from sites.schema import Device, Site
 
 StreamsChanged = Callable[[int, int, Destination], None]
@@ -45,19 +45,28 @@ StreamsChanged = Callable[[int, int, Destination], None]
 class Room:
     """All simulated devices of a site around one plant."""
 
-    def __init__(self, site: Site, seed: int, *, boot: str = "", streams_changed: StreamsChanged | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        seed: int,
+        *,
+        boot: str = "",
+        streams_changed: StreamsChanged | None = None,
+        plant: Plant | None = None,
+    ) -> None:
+        """`plant`: an empty one whose memory is kept elsewhere (see `simulators.live`)."""
         self.site = site
-        self.plant: Plant = build_plant(site, seed, boot=boot)
+        self.plant: Plant = build_plant(site, seed, boot=boot, plant=plant)
         self.wire_faults = WireFaults()
         self.streams_changed: StreamsChanged = streams_changed or (lambda _number, _slot, _destination: None)
+        self.field_begins: Callable[[], object] = lambda: None
+        """Called when a new field has begun: the truth of the one before is not in the plant any more."""
         self._truths: list[NDArray[Any]] = []
         self.begun_ns: int | None = None
         """When the first layer was armed, plant time: the zero of a scenario's seconds."""
         self.woken = asyncio.Event()
         """Set when the visit that the player waits for runs; on the real clock it polls."""
         self.player = FaultPlayer(self)
-        self._completed = 0
-        self._looked = 0
         self.wires: list[ServedWire] = []
         """The wires that are served, with what has happened on them."""
         machines = site.treatment_machines.values()
@@ -117,38 +126,46 @@ class Room:
         if first_visit == SELF_TEST_VISIT:
             return
         self._look_at_rings()
-        if first_visit <= self._completed:
+        if first_visit <= self.plant.state["field_completed"]:
             self._truths.append(self.plant.truth.copy())
             self.plant.truth[:] = np.zeros(1, TRUTH)
-            self._completed = 0
+            self.plant.state["field_completed"] = 0
+            self.field_begins()
         if self.begun_ns is None:
             self.begun_ns = self.now_ns()
 
     def _look_at_rings(self) -> None:
         """Note the last completed visit of the present field."""
-        results = int(self.plant.state["results"])
-        at = np.arange(max(self._looked, results - RING), results) % RING
+        state = self.plant.state
+        results = int(state["results"])
+        at = np.arange(max(int(state["results_seen"]), results - RING), results) % RING
         rows = self.plant.results[at]
         done = rows["visit"][(rows["flags"] & RESULT_STOPPED) == 0]
-        self._completed = max(self._completed, int(done.max()) if len(done) else 0)
-        self._looked = results
+        state["field_completed"] = max(int(state["field_completed"]), int(done.max()) if len(done) else 0)
+        state["results_seen"] = results
 
     def save(self, path: Path) -> None:
         """Write what outlives a loss of power, and what was really delivered so far. Raises OSError."""
         self._look_at_rings()
-        save_retained(self.plant, self.site.name, path, truths=self.truths(), completed=self._completed)
+        completed = int(self.plant.state["field_completed"])
+        save_retained(self.plant, self.site.name, path, truths=self.truths(), completed=completed)
 
-    def restore(self, path: Path) -> bool:
-        """Before the room runs: take over what `save` wrote; False where there is no file. Raises `BadInput`."""
+    def restore(self, path: Path, killed: Plant | None = None) -> bool:
+        """Before the room runs: take over what `save` wrote; False where there is no file. Raises `BadInput`.
+
+        `killed`: the memory of a room that was killed since, and had begun with that file: newer in everything but
+        the truths of former fields, which are in the file.
+        """
         kept = restore_retained(self.plant, self.site.name, path)
-        if kept is None:
-            return False
-        self._completed = kept.completed
-        self._looked = int(self.plant.state["results"])
-        if kept.truths:
-            *self._truths, last = kept.truths
-            self.plant.truth[:] = last
-        return True
+        if kept is not None:
+            self.plant.state["field_completed"] = kept.completed
+            self.plant.state["results_seen"] = self.plant.state["results"]
+            if kept.truths:
+                *self._truths, last = kept.truths
+                self.plant.truth[:] = last
+        if killed is not None:
+            take_over(self.plant, killed)
+        return kept is not None or killed is not None
 
     def truths(self) -> list[NDArray[Any]]:
         """True particles (2^-20 ion) and position sums per visit id, an array a field begun; the last one lives."""

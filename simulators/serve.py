@@ -18,21 +18,24 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from drivers.errors import BadInput, Refused, SpotwiseError
 from drivers.wires.realtime import RealtimeWishes
 from simulators.faults import Fault, load_faults
+from simulators.live import live_path, new_live, read_live
 from simulators.realtime import RoomThread
 from simulators.room import Room
+from simulators.streams_apart import StreamsApart
 from simulators.truth_file import write_truths
 from sites.loader import load_site, site_from_config
 from sites.schema import Site
 
 log = logging.getLogger("spotwise.simulators.serve")
 
-SAVE_S = 0.5
 LOOK_S = 1.0
 
 
@@ -46,36 +49,47 @@ async def serve_room(
     state_path: Path | None = None,
     orphan_s: float | None = None,
     wishes: RealtimeWishes | None = None,
+    streams_apart: bool = False,
 ) -> None:
     """Serve the site's simulated devices until SIGTERM, SIGINT, or nobody has asked for `orphan_s`.
 
     `truth_path`: where to write what was really delivered, at the end (see `simulators.truth_file`).
     `played_path`: where to write what became of the faults, at the end. `state_path`: where retained registers live.
+    `streams_apart`: frames leave through a process of their own.
     Raises `Refused` where an address is taken or nothing is simulated, `BadInput` for a state file that cannot be used.
     """
     devices = [name for name, device in site.devices.items() if device.kind == "simulated"]
     if not devices:
         raise Refused(f"site {site.name}: every device is real; there is nothing to simulate")
     logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what it finds, our own errors say
-    room = Room(site, seed, boot=secrets.token_hex(8))
-    if state_path is not None:
-        room.restore(state_path)
+    room = _room(site, seed, state_path)
     end = asyncio.Event()
     try:
         with _signals(end), RoomThread(room, wishes) as thread:
-            async with room.serve():
+            async with _streams(room, thread, streams_apart), room.serve():
                 ready = {"ready": True, "site": site.name, "pid": os.getpid(), "devices": devices}
                 print(json.dumps({**ready, "granted": thread.granted}), flush=True)
-                await _until(end, room, faults, state_path, orphan_s)
+                await _until(end, room, faults, orphan_s)
             log.info("ends: %s", thread.figures())
     finally:
         # the plant stands still now: the last state and the truth are exact
-        if state_path is not None:
-            _save(room, state_path)
+        if state_path is not None and _save(room, state_path):
+            live_path(state_path).unlink(missing_ok=True)
         if truth_path is not None:
             write_truths(truth_path, room.truths())
         if played_path is not None:
             _write_played(room, played_path)
+
+
+@asynccontextmanager
+async def _streams(room: Room, thread: RoomThread, apart: bool) -> AsyncIterator[None]:
+    if not apart:
+        yield
+        return
+    streams = StreamsApart(thread)
+    room.streams_changed = streams.streams_changed
+    async with streams.running():
+        yield
 
 
 def _write_played(room: Room, path: Path) -> None:
@@ -84,32 +98,43 @@ def _write_played(room: Room, path: Path) -> None:
     path.write_text(json.dumps(played, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-async def _until(
-    end: asyncio.Event, room: Room, faults: Iterable[Fault], state_path: Path | None, orphan_s: float | None
-) -> None:
+async def _until(end: asyncio.Event, room: Room, faults: Iterable[Fault], orphan_s: float | None) -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(room.play(faults), name="faults")]
         if orphan_s is not None:
             tasks.append(group.create_task(_watch_orphan(end, room, orphan_s), name="orphan watch"))
-        if state_path is not None:
-            group.create_task(_keep_state(end, room, state_path), name="retained registers")
         await end.wait()
         for task in tasks:
             task.cancel()
 
 
-async def _keep_state(end: asyncio.Event, room: Room, path: Path) -> None:
-    while not end.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(end.wait(), SAVE_S)
-        await asyncio.to_thread(_save, room, path)  # a slow disk must not keep devices from answering
-
-
-def _save(room: Room, path: Path) -> None:
+def _save(room: Room, path: Path) -> bool:
     try:
         room.save(path)
     except OSError as error:
         log.warning("%s: retained registers not written: %s", path, error)
+        return False
+    return True
+
+
+def _room(site: Site, seed: int, state_path: Path | None) -> Room:
+    """A room with what the last one retained; its memory lives beside `state_path` from now on."""
+    boot = secrets.token_hex(8)
+    if state_path is None:
+        return Room(site, seed, boot=boot)
+    path = live_path(state_path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        killed = read_live(path, site.name)
+        room = Room(site, seed, boot=boot, plant=new_live(beside, site.name))
+        room.restore(state_path, killed)
+        beside.replace(path)
+    except OSError as error:
+        raise BadInput(f"{path}: the room's memory cannot be kept there: {error.strerror}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    room.field_begins = partial(_save, room, state_path)
+    return room
 
 
 async def _watch_orphan(end: asyncio.Event, room: Room, orphan_s: float) -> None:
@@ -159,6 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--played", type=Path, help="write what became of the faults here, at the end")
     parser.add_argument("--state", type=Path, help="keep retained registers here")
     parser.add_argument("--orphan-s", type=float, help="end when no controller has asked for so long")
+    parser.add_argument("--streams-apart", action="store_true", help="frames leave through a process of their own")
     parser.add_argument("--fifo-priority", type=int, help="ask for SCHED_FIFO at this priority")
     parser.add_argument("--cpu", type=int, help="ask to run the plant on this CPU only")
     given = parser.parse_args(arguments)
@@ -176,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
                 state_path=given.state,
                 orphan_s=given.orphan_s,
                 wishes=RealtimeWishes(fifo_priority=given.fifo_priority, cpu=given.cpu),
+                streams_apart=given.streams_apart,
             )
         )
     except SpotwiseError as error:

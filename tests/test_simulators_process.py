@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from drivers.errors import BadInput, Refused
+from drivers.wires.frames import decode
+from simulators.live import live_path, new_live, read_live
 from simulators.plant.build import build_plant
 from simulators.plant.state import RING
 from simulators.retained import restore_retained, save_retained
@@ -25,7 +27,16 @@ from simulators.serve import main, serve_room
 from simulators.truth_file import read_truths, write_truths
 from sites.loader import effective_config
 from sites.schema import DEVICE_NAMES, Site
-from tests.realtime_parts import CARBON, driver, names_in, own_site, some_real_port, until
+from tests.realtime_parts import (
+    CARBON,
+    driver,
+    names_in,
+    own_site,
+    some_real_port,
+    udp_listener,
+    until,
+    waiting,
+)
 from tests.wire_parts import within
 
 pytestmark = pytest.mark.real_clock
@@ -73,15 +84,13 @@ async def test_a_room_is_served_until_it_is_told_to_end_and_its_counters_survive
         said = await ready(first)
         assert (said["ready"], said["site"], said["pid"]) == (True, "carbon-fixed", first.pid)
         assert said["devices"] == list(DEVICE_NAMES)
-        nonces, counts = set(), 0
+        nonces = set()
         for name in DEVICE_NAMES:
             device = driver(site, name)
             await device.connect(within(60))
             identity = await device.identify(within(60))
             assert (identity.device_id, identity.simulated) == (getattr(site.devices, name).device_id, True)
             nonces.add(identity.boot_nonce)
-            if name == "electrometer_1":
-                counts = (await device.status(within(60))).counts
             await device.close()
         # another room on the same addresses is refused in one line
         async with process(site, tmp_path) as second:
@@ -89,24 +98,71 @@ async def test_a_room_is_served_until_it_is_told_to_end_and_its_counters_survive
         assert (second.returncode, out) == (3, b"")
         assert err.decode().count("\n") == 1
         assert "Address already in use" in err.decode()
-        written = state.stat().st_mtime_ns
-        await until("the state is written again", lambda: state.stat().st_mtime_ns > written)
-        first.kill()  # a power loss
-        await first.wait()
+        with udp_listener() as listener:
+            await stream_to(site, listener)
+            shown: set[int] = set()
+            await until("ten counts of the pedestal", lambda: len(shown) >= 10 or shown.update(counts_in(listener)))
+            first.kill()  # a power loss
+            await first.wait()
+            last_counts = max(shown | counts_in(listener))
+    assert not state.exists()
     assert not truth.exists()
     async with process(site, tmp_path, *kept) as after:
         await ready(after)
         device = driver(site, "electrometer_1")
         await device.connect(within(60))
         assert (await device.identify(within(60))).boot_nonce not in nonces
-        assert (await device.status(within(60))).counts >= counts  # the pedestal counts on
+        assert (await device.status(within(60))).counts >= last_counts  # not one is lost; the pedestal counts on
         await device.close()
         after.send_signal(signal.SIGTERM)
         await asyncio.wait_for(after.communicate(), READY_S)
         assert after.returncode == 0
+    assert (state.exists(), live_path(state).exists()) == (True, False)
     assert read_truths(truth) == []  # no beam
     for name in ("gantry", "couch", "nozzle"):
         assert not (tmp_path / name).is_symlink()
+
+
+async def test_streams_that_leave_through_a_process_of_their_own_can_be_killed_alone(
+    site: Site, tmp_path: Path
+) -> None:
+    async with process(site, tmp_path, "--streams-apart") as room:
+        await ready(room)
+        with udp_listener() as listener:
+            await stream_to(site, listener)
+            await until("frames", lambda: counts_in(listener))
+            first = streams_of(room.pid)
+            os.kill(first, signal.SIGKILL)
+            device = driver(site, "electrometer_1")
+            await device.connect(within(60))
+            await until("the room knows", lambda: streams_of(room.pid) != first)
+            counts_in(listener)
+            counted = (await device.status(within(60))).counts  # the electrometer counts on
+            await until("frames again", lambda: max(counts_in(listener), default=0) >= counted)
+            await device.close()
+        room.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(room.communicate(), READY_S)
+    assert room.returncode == 0
+
+
+async def stream_to(site: Site, listener: socket.socket) -> None:
+    """Have electrometer 1 stream to a socket."""
+    device = driver(site, "electrometer_1")
+    await device.connect(within(60))
+    await device.stream_to("127.0.0.1", listener.getsockname()[1], 0, within(60))
+    await device.close()
+
+
+def counts_in(listener: socket.socket) -> set[int]:
+    """The counts that all frames waiting there show."""
+    return {frame.counts for frame in map(decode, waiting(listener)) if frame is not None}
+
+
+def streams_of(room: int) -> int:
+    """The process through which a room's frames leave."""
+    children = Path(f"/proc/{room}/task/{room}/children").read_text(encoding="ascii").split()
+    found = [int(pid) for pid in children if b"simulators.stream_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found[0] if found else 0
 
 
 async def test_simulators_without_a_controller_end_by_themselves(
@@ -179,6 +235,39 @@ def test_retained_registers_come_back_as_they_were(tmp_path: Path) -> None:
     assert electrometer.get("acknowledged") == results - 5
     assert electrometer.get("counts") == int(again.state["retained_1"])
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_killed_room_is_what_its_memory_was(tmp_path: Path) -> None:
+    state = tmp_path / "state.npz"
+    room = Room(CARBON, 1, plant=new_live(live_path(state), "carbon-fixed"))
+    plant = room.plant
+    plant.truth["units"][3] = 5  # of the first field
+    plant.state["results"] = 1
+    plant.results["visit"][0] = 3
+    room.field_begins = lambda: room.save(state)
+    room._layer_armed(1)
+    plant.truth["units"][2] = 7  # of the second
+    plant.state["results"] = 2
+    plant.results["visit"][1] = 2
+    plant.state["results_ack"] = 1
+    plant.state["counts_2"] = 99 << 24
+    retained = int(plant.state["retained_2"])
+    again = Room(CARBON, 2)
+    assert again.restore(state, read_live(live_path(state), "carbon-fixed"))
+    assert int(again.plant.state["retained_2"]) == retained + 99
+    assert again.plant.results["visit"][:2].tolist() == [3, 2]
+    assert (int(again.plant.state["results"]), int(again.plant.state["results_ack"])) == (2, 1)
+    first, second = again.truths()
+    assert (int(first["units"][3]), int(second["units"][2])) == (5, 7)
+    again._layer_armed(3)  # the second field goes on
+    assert len(again.truths()) == 2
+    again._layer_armed(1)  # and is over
+    assert len(again.truths()) == 3
+    with pytest.raises(BadInput, match="of carbon-fixed, not of carbon-gantry"):
+        read_live(live_path(state), "carbon-gantry")
+    live_path(state).write_bytes(b"SPWPLANT")
+    with pytest.raises(BadInput, match="remove the file"):
+        read_live(live_path(state), "carbon-fixed")
 
 
 def test_a_state_that_cannot_be_used_is_refused_and_named(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ LEFT = (
     "ledger.sqlite",
     "room-state.npz",
     "simulators-site.json",
+    "simulators-state.live",
     "simulators-state.npz",
     "simulators.log",
     "guard-site.json",

@@ -34,9 +34,12 @@ def _nonce(seed: int, what: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def build_plant(site: Site, seed: int, *, boot: str = "") -> Plant:
-    """A powered-up room, beam off, chain open. `boot` makes the boot nonces of one power-up differ from another's."""
-    plant = Plant()
+def build_plant(site: Site, seed: int, *, boot: str = "", plant: Plant | None = None) -> Plant:
+    """A powered-up room, beam off, chain open. `boot` makes the boot nonces of one power-up differ from another's.
+
+    `plant`: an empty one to be filled; None: a new one.
+    """
+    plant = Plant() if plant is None else plant
     plant.ripple[:] = ripple_table()
     plant.gauss[:] = gauss_table(seed)
     plant.cumulative[:] = cumulative_table(CDF_STEPS, CDF_HALF_WIDTH)

@@ -317,6 +317,9 @@ STATE_FIELDS: Fields = (
     ("sequence_f1", "i8", "next sequence numbers"),
     ("sequence_f2", "i8", ""),
     ("sequence_f3", "i8", ""),
+    # notes of the room; the plant does not look at them
+    ("field_completed", "i8", "last completed visit of the present field"),
+    ("results_seen", "i8", "results that the room has looked at for it"),
     # faults
     ("wake_visit", "i8", "visit that a fault waits for in virtual time, 0: none"),
 )
@@ -391,8 +394,9 @@ MEMORY = np.dtype(
 class Plant:
     """The memory of one plant, for Python; compiled code takes `memory[0]`, one pointer."""
 
-    def __init__(self) -> None:
-        self.memory: NDArray[Any] = records(1, MEMORY)
+    def __init__(self, memory: NDArray[Any] | None = None) -> None:
+        """`memory`: one record of `MEMORY` that is kept elsewhere; None: a new one."""
+        self.memory: NDArray[Any] = records(1, MEMORY) if memory is None else memory
         self.frame_1 = new_buffer()
         self.frame_2 = new_buffer()
         self.frame_3 = new_buffer()
