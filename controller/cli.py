@@ -18,7 +18,7 @@ from typing import Any
 from controller.cli_text import print_json, say, summary_text
 from controller.plan.check import CheckReport, check_plan
 from controller.plan.table import format_report
-from drivers.errors import Refused, SpotwiseError
+from drivers.errors import BadInput, Refused, SpotwiseError
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
@@ -367,7 +367,9 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.output_qa is not None:
         from controller.doctor.output_qa import enter_output_qa  # noqa: PLC0415
 
-        why = enter_output_qa(load_site(options.site), options.output_qa, options.operator or "")
+        if not options.operator:
+            raise BadInput("--output-qa: needs --operator NAME, who measured it")
+        why = enter_output_qa(load_site(options.site), options.output_qa, options.operator)
         say(f"output QA of today: {why or 'within its limit'}")
         return Refused.exit_status if why else 0
     from controller.doctor.command import doctor, exit_status, format_doctor  # noqa: PLC0415

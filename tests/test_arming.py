@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+import sites
 from controller.ask import ask_for_patient
+from controller.cli import main
 from controller.delivery import treatment as treatment_module
 from controller.delivery.states import State, UndefinedTransition
 from controller.doctor import output_qa
@@ -113,6 +115,32 @@ def test_a_confirmation_is_void_later_or_after_another_set_up(how: str, tmp_path
     delivery = run_delivery(PLAN, staffed(), tmp_path / "t", script=operator, alone=True)
     assert int(delivery.plant["particles"]) == 0
     assert delivery.first_out == "NOT_READY"
+
+
+def test_a_couch_that_moves_after_the_position_was_confirmed_gets_no_beam(tmp_path: Path) -> None:
+    async def operator(delivery: Delivery) -> None:
+        commands = delivery.commands
+        await commands.prepare()
+        await commands.set_up("anna")
+        commands.confirm("anna", patient_id(delivery), 0, position_ok=True)
+        await delivery.until(lambda: delivery.run.latch.tripped)
+        with pytest.raises(Stopped, match="COUCH_MOVED"):
+            await commands.arm("anna", "test")
+        assert commands.state is State.TRIPPED
+
+    creep = """
+[[fault]]
+name = "couch_creep"
+axis = "vertical_mm"
+per_s = -5.0
+at = { state = "prepared", s = 35 }
+"""
+    delivery = run_delivery(PLAN, staffed(), tmp_path / "t", faults=creep, script=operator, alone=True)
+    (confirmed,) = delivery.named("confirmation", passed=True)
+    (moved,) = delivery.world.played
+    assert confirmed["t_ns"] * 1e-9 < moved["fired_s"]
+    assert delivery.first_out == "COUCH_MOVED"
+    assert int(delivery.plant["particles"]) == 0
 
 
 def test_where_a_device_is_real_nobody_confirms_by_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +264,27 @@ def test_output_qa_is_entered_by_name_and_demanded_where_the_site_says_so(
     monkeypatch.setattr(output_qa, "today", lambda: "2001-01-01")
     with pytest.raises(Refused, match="its date is"):
         demand_output_qa(site)
+
+
+def test_todays_output_is_entered_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(sites.__file__).parent / "carbon-fixed.toml").read_text(encoding="utf-8")
+    assert "[qualification]" not in text
+    file = tmp_path / "room.toml"
+    kept = tmp_path / "qualification.json"
+    file.write_text(f'{text}\n[qualification]\noutput_qa = true\nfile = "{kept}"\n', encoding="utf-8")
+
+    def doctor(*words: str) -> int:
+        return main(["doctor", "--site", str(file), *words])
+
+    refused = ["deliver", str(PLAN), "--site", str(file), "--out", str(tmp_path / "t"), "--clock", "virtual"]
+    assert main(refused) == 3
+    assert "no output QA of today" in capsys.readouterr().err
+    assert doctor("--output-qa", "1.003") == 2
+    assert "--operator" in capsys.readouterr().err
+    assert doctor("--output-qa", "1.05", "--operator", "simulated") == 3
+    assert "output factor 1.05" in capsys.readouterr().out
+    assert doctor("--output-qa", "1.003", "--operator", "simulated") == 0
+    demand_output_qa(load_site(str(file)))
 
 
 def test_a_room_without_todays_output_is_not_prepared_and_not_armed(
