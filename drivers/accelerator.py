@@ -12,7 +12,7 @@ RELEASE, OPEN_STOPPER, STOP = 1, 2, 3
 
 STATUS = (
     "state", "state_request", "energy_mev_u", "ion", "port_deg", "intensity_level", "spill", "beam_enabled",
-    "stopper_open",
+    "stopper_open", "heartbeat",
 )  # fmt: skip
 
 
@@ -85,4 +85,5 @@ class Accelerator(RegisterDriver):
             spill=got["spill"],
             beam_enabled=got["beam_enabled"],
             stopper_open=got["stopper_open"],
+            heartbeat=got["heartbeat"],
         )

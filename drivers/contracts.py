@@ -3,7 +3,8 @@
 The real device, the simulated one and any later replacement fulfil the same contract over the same wire.
 Rules for all: a method returns only when the read-back agrees (or raises a `DeviceError` that names device,
 quantity, wanted, got); every method takes a `Deadline` and never waits longer; cancelling a method leaves the
-link usable or marks it suspect; a status carries the time at which it was read.
+link usable or marks it suspect; a status carries the time at which it was read, and the device's heartbeat, a
+count that goes on by itself every 10 ms: a device that answers while it stands still answers with what is old.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class Connected(Protocol):
 
     name: str
 
+    @property
+    def stale_answers(self) -> int:
+        """Answers thrown away so far because nobody waited for them: late ones, and ones that came twice."""
+        ...
+
     async def connect(self, deadline: Deadline) -> None: ...
     async def close(self) -> None: ...
     async def identify(self, deadline: Deadline) -> Identity: ...
@@ -56,6 +62,7 @@ class AcceleratorStatus:
     """Number of the current or last spill."""
     beam_enabled: bool
     stopper_open: bool
+    heartbeat: int
 
 
 class Accelerator(Connected, Protocol):
@@ -118,6 +125,7 @@ class EngineStatus:
     x_offset_a: float
     """Latched at the last arm; every set-point since has it in it."""
     y_offset_a: float
+    heartbeat: int
 
 
 SELF_TEST_VISIT = (1 << 17) - 1
@@ -183,6 +191,7 @@ class MagnetReadback:
     y_current_a: float
     inside_us: float
     """Both currents within the supply's window of their set-points for so long, us."""
+    heartbeat: int
 
 
 class MagnetSupply(Connected, Protocol):
@@ -230,6 +239,7 @@ class ElectrometerStatus:
     trip_visit: int
     results: int
     acknowledged: int
+    heartbeat: int
 
 
 LATCH_DTYPE = np.dtype([("visit", "<u4"), ("counts", "<u8")])
@@ -270,6 +280,7 @@ class GantryStatus:
     angle_deg: float
     moving: bool
     fault: bool
+    heartbeat: int
 
 
 class Gantry(Connected, Protocol):
@@ -293,6 +304,7 @@ class CouchStatus:
     roll_deg: float
     moving: bool
     fault: bool
+    heartbeat: int
 
 
 class Couch(Connected, Protocol):
@@ -331,6 +343,7 @@ class NozzleStatus:
     ripple_filter_code: int
     moving: bool
     fault: bool
+    heartbeat: int
 
 
 class Nozzle(Connected, Protocol):
@@ -358,6 +371,7 @@ class GatingStatus:
     gate_open: bool
     amplitude: float
     fault: bool
+    heartbeat: int
 
 
 class Gating(Connected, Protocol):
@@ -392,6 +406,7 @@ class ChainStatus:
     """Independent beam-present detector."""
     chopper_open: bool
     """The chopper's own position switch."""
+    heartbeat: int
 
 
 class SafetyChain(Connected, Protocol):

@@ -37,6 +37,11 @@ class Couch:
         """Close the line."""
         await self.port.close()
 
+    @property
+    def stale_answers(self) -> int:
+        """Answers thrown away so far because nobody waited for them."""
+        return self.port.stale_answers
+
     async def identify(self, deadline: Deadline) -> Identity:
         """Who answers."""
         got = await self._ask("identify", {}, deadline)
@@ -115,7 +120,7 @@ class Couch:
         """Read-back."""
         t_ns = loop_ns()
         got = await self._ask("status", {}, deadline)
-        return CouchStatus(t_ns, *(got[name] for name in (*LENGTHS, *ANGLES, "moving", "fault")))
+        return CouchStatus(t_ns, *(got[name] for name in (*LENGTHS, *ANGLES, "moving", "fault", "heartbeat")))
 
     async def _healthy(self, deadline: Deadline) -> CouchStatus:
         status = await self.status(deadline)

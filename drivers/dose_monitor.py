@@ -18,7 +18,7 @@ TEST_PASSED, TEST_FAILED = 2, 3
 
 STATUS = (
     "counts", "high_voltage_v", "temperature_c", "pressure_hpa", "self_test", "streaming", "trip", "trip_visit",
-    "results", "acknowledged",
+    "results", "acknowledged", "heartbeat",
 )  # fmt: skip
 
 
@@ -41,6 +41,7 @@ class Electrometer(RegisterDriver):
             trip_visit=got["trip_visit"],
             results=got["results"],
             acknowledged=got["acknowledged"],
+            heartbeat=got["heartbeat"],
         )
 
     async def self_test(self, deadline: Deadline) -> None:

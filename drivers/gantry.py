@@ -11,7 +11,7 @@ from drivers.verify import Wanted, loop_ns, stopped_on_failure, until
 from drivers.wires.ports import ModbusPort
 
 MOVE, STOP = 1, 2
-STATUS = ("angle_deg", "moving", "fault")
+STATUS = ("heartbeat", "angle_deg", "moving", "fault")
 
 
 def angle_between(a_deg: float, b_deg: float) -> float:
@@ -60,7 +60,7 @@ class Gantry(RegisterDriver):
         """Read-back, one transaction."""
         t_ns = loop_ns()
         got = await self.link.read(STATUS, deadline)
-        return GantryStatus(t_ns, got["angle_deg"], got["moving"], got["fault"])
+        return GantryStatus(t_ns, got["angle_deg"], got["moving"], got["fault"], got["heartbeat"])
 
     async def _healthy(self, deadline: Deadline) -> GantryStatus:
         status = await self.status(deadline)

@@ -7,7 +7,7 @@ from drivers.deadline import Deadline
 from drivers.register_client import RegisterDriver
 from drivers.verify import Wanted, loop_ns, set_and_verify
 
-STATUS = ("source", "gate_open", "amplitude", "fault")
+STATUS = ("source", "gate_open", "amplitude", "fault", "heartbeat")
 
 
 class Gating(RegisterDriver):

@@ -11,7 +11,7 @@ from drivers.errors import ReadbackMismatch
 from drivers.register_client import RegisterDriver
 from drivers.streaming import stream_to
 
-READBACK = ("x_set_a", "y_set_a", "x_current_a", "y_current_a", "inside_us")
+READBACK = ("x_set_a", "y_set_a", "x_current_a", "y_current_a", "inside_us", "heartbeat")
 RESOLUTION_A = 0.0005
 """Half a step of the set-point registers."""
 TIMER_S = 0.0012
@@ -46,7 +46,12 @@ class MagnetSupply(RegisterDriver):
         """Set-points as the supply holds them, measured currents, and for how long they have agreed."""
         got = await self.link.read(READBACK, deadline)
         return MagnetReadback(
-            got["x_set_a"], got["y_set_a"], got["x_current_a"], got["y_current_a"], float(got["inside_us"])
+            got["x_set_a"],
+            got["y_set_a"],
+            got["x_current_a"],
+            got["y_current_a"],
+            float(got["inside_us"]),
+            got["heartbeat"],
         )
 
     async def reach(

@@ -11,7 +11,7 @@ from drivers.verify import Wanted, loop_ns, stopped_on_failure, until
 from drivers.wires.ports import ModbusPort
 
 SET, STOP = 1, 2
-STATUS = ("snout_code", "snout_mm", "range_shifter_code", "ripple_filter_code", "moving", "fault")
+STATUS = ("snout_code", "snout_mm", "range_shifter_code", "ripple_filter_code", "moving", "fault", "heartbeat")
 
 
 class Nozzle(RegisterDriver):

@@ -296,6 +296,11 @@ class RegisterDriver:
         """Close the link."""
         await self.link.port.close()
 
+    @property
+    def stale_answers(self) -> int:
+        """Answers thrown away so far because nobody waited for them."""
+        return self.link.port.stale_answers
+
     async def identify(self, deadline: Deadline) -> Identity:
         """Who answers. Raises `ReadbackMismatch` if its map is of another version.
 

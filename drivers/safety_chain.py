@@ -19,7 +19,7 @@ TIME_OUT_TOLERANCE_MS = 0.001
 STATUS = (
     "closed", "armed", "arm_token", "open_cause", "permits_received", "permits_rejected", "emergency_stop",
     "door_closed", "room_searched", "room_allocated", "energy_sensor_mev_u", "ion_sensor", "port_sensor_deg",
-    "beam_present", "chopper_open",
+    "beam_present", "chopper_open", "heartbeat",
 )  # fmt: skip
 
 
@@ -130,4 +130,5 @@ class SafetyChain(RegisterDriver):
             port_sensor_deg=got["port_sensor_deg"],
             beam_present=got["beam_present"],
             chopper_open=got["chopper_open"],
+            heartbeat=got["heartbeat"],
         )

@@ -22,7 +22,9 @@ ARM, START, HOLD, RESUME, ABORT = 1, 2, 3, 4, 5
 IDLE, ARMED, RUNNING, HELD, LAYER_DONE, ABORTED, TRIPPED = range(7)
 
 OFFSETS = ("x_offset_a", "y_offset_a")
-STATUS = ("state", "trip", "bank", "visit", "results", "x_current_a", "y_current_a", "acknowledged", *OFFSETS)
+STATUS = (
+    "heartbeat", "state", "trip", "bank", "visit", "results", "x_current_a", "y_current_a", "acknowledged", *OFFSETS,
+)  # fmt: skip
 
 
 class ScanController(RegisterDriver):
@@ -155,6 +157,7 @@ class ScanController(RegisterDriver):
             y_current_a=got["y_current_a"],
             x_offset_a=got["x_offset_a"],
             y_offset_a=got["y_offset_a"],
+            heartbeat=got["heartbeat"],
         )
 
     async def results(self, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:

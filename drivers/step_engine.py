@@ -82,6 +82,11 @@ class StepEngine:
         """Read-back that let each visit go, until its row is acknowledged."""
 
     @property
+    def stale_answers(self) -> int:
+        """Answers thrown away so far because nobody waited for them."""
+        return self.supply.stale_answers  # the electrometer counts its own
+
+    @property
     def map(self) -> RegisterMap:
         """The supply's register map."""
         return self.supply.map
@@ -283,6 +288,7 @@ class StepEngine:
             y_current_a=there.y_current_a,
             x_offset_a=0.0 if self._armed is None else self._armed.x_offset_a,
             y_offset_a=0.0 if self._armed is None else self._armed.y_offset_a,
+            heartbeat=there.heartbeat,  # the electrometer's own is in its own status
         )
 
     async def results(self, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:

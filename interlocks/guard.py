@@ -85,6 +85,7 @@ class Guard:
         self._told: Status | None = None
         self._told_ns = 0
         self._ending = False
+        self._heartbeats: dict[str, int] = {}
 
         def read() -> PlannedDelivery:
             port = site.gantry.default_deg if gantry_deg is None else gantry_deg
@@ -159,13 +160,21 @@ class Guard:
 
     async def _look_at_air(self, deadline: Deadline) -> None:
         got = await self._electrometer.status(deadline)
-        self.supervisor.air = Air(got.t_ns, got.temperature_c, got.pressure_hpa, got.counts)
+        if self._beats("electrometer_2", got.heartbeat):
+            self.supervisor.air = Air(got.t_ns, got.temperature_c, got.pressure_hpa, got.counts)
 
     async def _look_at_chain(self, deadline: Deadline) -> None:
         got = await self._chain.status(deadline)
-        self.supervisor.sensors = Sensors(
-            got.t_ns, got.beam_present, got.energy_sensor_mev_u, got.ion_sensor, got.port_sensor_deg
-        )
+        if self._beats("safety_chain", got.heartbeat):
+            self.supervisor.sensors = Sensors(
+                got.t_ns, got.beam_present, got.energy_sensor_mev_u, got.ion_sensor, got.port_sensor_deg
+            )
+
+    def _beats(self, name: str, heartbeat: int) -> bool:
+        """An answer with the heartbeat of the one before is no new word: what is known of that device grows old."""
+        before = self._heartbeats.get(name)
+        self._heartbeats[name] = heartbeat
+        return heartbeat != before
 
     async def _poll_chain(self) -> None:
         await self._poll(self._chain, self._look_at_chain, 1.0 / self.rules.poll_hz)

@@ -52,6 +52,8 @@ class Seen:
     status: Any
     t_ns: int
     max_age_ns: int
+    beat_ns: int
+    """Time of the status with which the device's heartbeat last counted on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,12 @@ def judge(
         Violation("STATUS_STALE", (now_ns - s.t_ns) * 1e-6, s.max_age_ns * 1e-6, name)
         for name, s in seen.items()
         if not 0 <= now_ns - s.t_ns <= s.max_age_ns
+    ]
+    # what a hung device answers is as old as its last heartbeat, however fresh the answer
+    found += [
+        Violation("STATUS_FROZEN", (s.t_ns - s.beat_ns) * 1e-6, s.max_age_ns * 1e-6, name)
+        for name, s in seen.items()
+        if not 0 <= s.t_ns - s.beat_ns <= s.max_age_ns
     ]
     for name, rule in (
         ("gantry", _gantry),

@@ -86,7 +86,10 @@ def free_port() -> Callable[[], int]:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Compile the virtual world before the first test that needs it, so that no test's timeout pays for it."""
     modules = {item.getparent(pytest.Module) for item in session.items}
-    needed = any(module is not None and hasattr(module.obj, "run_delivery") for module in modules)
+    needed = any(
+        module is not None and (hasattr(module.obj, "run_delivery") or hasattr(module.obj, "play"))
+        for module in modules
+    )
     if needed and not session.config.option.collectonly:
         from controller.compose import VirtualWorld  # noqa: PLC0415  (most runs need none)
         from sites.loader import load_site  # noqa: PLC0415

@@ -101,7 +101,7 @@ async def test_the_couch_names_what_went_wrong() -> None:
     with pytest.raises(DeviceError, match=r"answer to POS: vertical_mm is 'nan', no number with 2 decimals"):
         await driver.status(within(1))
     port.tamper = lambda text: "1 2 3"
-    with pytest.raises(DeviceError, match="wanted 8 values, got 3"):
+    with pytest.raises(DeviceError, match="wanted 9 values, got 3"):
         await driver.status(within(1))
     port.tamper = lambda text: text
     model.axes["pitch_deg"].move(40.0)

@@ -185,7 +185,7 @@ async def test_identify_tells_who_answers_and_refuses_a_map_of_another_version()
     assert (identity.device_id, identity.simulated, identity.boot_nonce) == ("SIM-ACC-1", True, 0x1234567890ABCDEF)
     assert identity.map_sha256 == driver.map.map_sha256
     model.bank.set("map_version", 9)
-    with pytest.raises(ReadbackMismatch, match=r"map_version: wanted 1 .*got 9"):
+    with pytest.raises(ReadbackMismatch, match=r"map_version: wanted 2 .*got 9"):
         await driver.identify(within(1))
     model.bank.set("map_magic", 0)
     with pytest.raises(DeviceError, match="map_magic: 0 is outside"):

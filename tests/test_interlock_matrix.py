@@ -57,6 +57,7 @@ OPERATORS_TO_RESET = {
         "NO_BEAM",
         "CHAIN_INPUT",
         "STATUS_STALE",
+        "STATUS_FROZEN",
         "LINK_LOST",
         "DEVICE_ERROR",
         "DISK",

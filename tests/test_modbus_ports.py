@@ -376,6 +376,52 @@ def test_whatever_happens_on_an_rtu_line_a_value_is_right_or_absent(kind: FaultK
     assert all(right >= 6 for right, _ in outcomes), outcomes
 
 
+@pytest.mark.parametrize("kept", [0, 500_000])
+@on_both_loops
+async def test_an_rtu_device_that_says_everything_twice_is_believed_and_counted(
+    kept: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "gantry")
+    twice = WireFault(serial_address(path), FaultKind.DUPLICATE)
+    torn = [WireFault(serial_address(path), FaultKind.TORN, delay_ns=kept)] if kept else []
+    async with serve_modbus_rtu(Registers(), path, BAUD, UNIT, faults=WireFaults([twice, *torn])):
+        port = ModbusRtuPort("gantry", path, BAUD, UNIT)
+        await port.connect(within(5))
+        for address in range(10, 20):
+            assert await port.read(address, 2, within(0.5)) == [address, address + 1]
+            assert await port.write_read(30, [address], 30, 1, within(0.5)) == [address]
+        assert not port.suspect
+        assert port.stale_answers >= 20
+        await port.close()
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
+
+
+def test_half_a_repetition_on_an_rtu_line_is_no_repetition() -> None:
+    class Stutter(WireFaults):
+        """After reply 2 (the first is the echo) comes its own first half."""
+
+        replies = 0
+
+        def pass_on(self, address: str, direction: Any, data: bytes, t_ns: int) -> list[tuple[int, bytes]]:
+            self.replies += direction == "reply"
+            more = [(0, data[: len(data) // 2])] if direction == "reply" and self.replies == 2 else []
+            return [(0, data), *more]
+
+    async def main() -> None:
+        path = "/virtual/gantry"
+        async with serve_modbus_rtu(Registers(), path, BAUD, UNIT, faults=Stutter()) as served:
+            port = ModbusRtuPort("gantry", path, BAUD, UNIT, worst_reply_s=0.05)
+            await port.connect(within(5))
+            assert await port.read(10, 2, within(0.5)) == [10, 11]
+            requests = served.requests
+            assert await port.read(20, 1, within(0.5)) == [20]
+            assert served.requests == requests + 2, "an echo, then the read"
+            await port.close()
+
+    run_virtual(main())
+
+
 # ---- what of the library is leaned on
 
 

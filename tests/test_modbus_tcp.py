@@ -149,7 +149,7 @@ async def test_after_a_refusal_no_more_of_the_same_batch_is_asked_and_the_link_s
             await port.exchange(batch, within(5))
         assert sum(map(len, seen)) == 8, "the window with the refused one, and no further"
         assert await port.exchange(reads(3), within(5)) == values(3)
-        assert port.stale == 0
+        assert port.stale_answers == 0
 
 
 # ---- torn, merged, strange
@@ -169,7 +169,7 @@ def test_answers_torn_and_merged_anywhere_are_all_understood() -> None:
         async with scripted(torn, in_flight) as (port, _):
             for turn in range(40):
                 assert await port.exchange(reads(30, turn), within(5)) == values(30, turn)
-            assert port.stale == 0
+            assert port.stale_answers == 0
 
     for in_flight in (1, 2, 7, 16):
         run_virtual(main(in_flight))

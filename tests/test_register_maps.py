@@ -32,6 +32,13 @@ def test_every_modbus_device_begins_with_the_same_identity_block(name: str) -> N
 
 
 @pytest.mark.parametrize("name", MODBUS_MAPS)
+def test_every_modbus_device_has_a_heartbeat_before_its_status(name: str) -> None:
+    beat = load_map(name).register("heartbeat")
+    assert beat == load_map("gantry").register("heartbeat")
+    assert (beat.address, beat.field.type, beat.access) == (31, "u16", "ro")
+
+
+@pytest.mark.parametrize("name", MODBUS_MAPS)
 def test_nothing_overlaps_and_every_window_fits_one_transaction(name: str) -> None:
     map_ = load_map(name)
     spans = sorted([(r.address, r.end) for r in map_.registers] + [(t.address, t.end) for t in map_.tables])

@@ -19,16 +19,16 @@ from interlocks.slow import Expected, Seen, angle_difference, judge
 NOW_NS = 10_000_000_000
 AGE_NS = 400_000_000
 
-COUCH = CouchStatus(NOW_NS, 100.0, 200.0, 300.0, 0.0, 1.0, 359.0, False, False)
-NOZZLE = NozzleStatus(NOW_NS, 101, 450.0, 0, 301, False, False)
+COUCH = CouchStatus(NOW_NS, 100.0, 200.0, 300.0, 0.0, 1.0, 359.0, False, False, 8)
+NOZZLE = NozzleStatus(NOW_NS, 101, 450.0, 0, 301, False, False, 8)
 GOOD: dict[str, Any] = {
-    "gantry": GantryStatus(NOW_NS, 359.9, False, False),
+    "gantry": GantryStatus(NOW_NS, 359.9, False, False, 8),
     "couch": COUCH,
     "nozzle": NOZZLE,
-    "gating": GatingStatus(NOW_NS, 1, True, 0.5, False),
-    "accelerator": AcceleratorStatus(NOW_NS, 2, 7, 250.0, "12C", 90.0, 3, 1, True, True),
+    "gating": GatingStatus(NOW_NS, 1, True, 0.5, False, 8),
+    "accelerator": AcceleratorStatus(NOW_NS, 2, 7, 250.0, "12C", 90.0, 3, 1, True, True, 8),
     "safety_chain": ChainStatus(
-        NOW_NS, True, True, 1, 0, False, True, True, True, 100, 0, 250.02, "12C", 90.0, True, False
+        NOW_NS, True, True, 1, 0, False, True, True, True, 100, 0, 250.02, "12C", 90.0, True, False, 8
     ),
 }
 EXPECTED = Expected(
@@ -88,7 +88,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
 
 
 def seen(**changes: Any) -> Mapping[str, Seen]:
-    return {name: Seen(status, NOW_NS, AGE_NS) for name, status in {**GOOD, **changes}.items()}
+    return {name: Seen(status, NOW_NS, AGE_NS, NOW_NS) for name, status in {**GOOD, **changes}.items()}
 
 
 def ids(statuses: Mapping[str, Seen], expected: Expected = EXPECTED, **holds: Any) -> set[str]:
@@ -101,6 +101,7 @@ def test_a_room_as_it_should_be_has_no_violation() -> None:
 
 def test_every_slow_judgement_is_in_the_matrix_and_judged_by_the_task() -> None:
     judged = {name for *_, name in WRONG} | {name for _, _, name, _ in MEASURED} | {"STATUS_STALE", "HOLD_TOO_LONG"}
+    judged |= {"STATUS_FROZEN"}
     assert all(matrix()[name].where == "task" for name in judged)
 
 
@@ -164,7 +165,9 @@ def test_a_fault_is_not_called_a_movement(device: str, why: str) -> None:
 
 
 def test_a_stale_status_says_how_old_it_is_and_may_be_in_ms() -> None:
-    (found,) = judge({**seen(), "couch": Seen(COUCH, NOW_NS - 450_000_000, AGE_NS)}, EXPECTED, NOW_NS)
+    (found,) = judge(
+        {**seen(), "couch": Seen(COUCH, NOW_NS - 450_000_000, AGE_NS, NOW_NS - 450_000_000)}, EXPECTED, NOW_NS
+    )
     assert (found.value, found.limit) == (pytest.approx(450.0), pytest.approx(400.0))
 
 
@@ -205,9 +208,18 @@ def test_a_sensor_that_reads_nothing_while_there_is_beam_is_a_fault() -> None:
 @pytest.mark.parametrize("device", GOOD)
 @given(age_ns=st.integers(-(10**12), 10**12))
 def test_a_status_older_than_allowed_or_from_the_future_is_stale(device: str, age_ns: int) -> None:
-    statuses = {**seen(), device: Seen(GOOD[device], NOW_NS - age_ns, AGE_NS)}
+    statuses = {**seen(), device: Seen(GOOD[device], NOW_NS - age_ns, AGE_NS, NOW_NS - age_ns)}
     stale = [found for found in judge(statuses, EXPECTED, NOW_NS) if found.id == "STATUS_STALE"]
     assert [found.detail for found in stale] == ([] if 0 <= age_ns <= AGE_NS else [device])
+
+
+@pytest.mark.parametrize("device", GOOD)
+@given(stood_ns=st.integers(-(10**12), 10**12))
+def test_a_fresh_answer_with_an_old_heartbeat_is_an_old_answer(device: str, stood_ns: int) -> None:
+    statuses = {**seen(), device: Seen(GOOD[device], NOW_NS, AGE_NS, NOW_NS - stood_ns)}
+    found = judge(statuses, EXPECTED, NOW_NS)
+    wanted = [] if 0 <= stood_ns <= AGE_NS else [("STATUS_FROZEN", device)]
+    assert [(v.id, v.detail) for v in found] == wanted
 
 
 @pytest.mark.parametrize("device", GOOD)

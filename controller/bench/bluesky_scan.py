@@ -129,7 +129,8 @@ class Magnets:
             time.sleep(wait_s)
         while True:
             got = self.registers.read(READBACK)
-            there = MagnetReadback(*(float(got[name]) for name in READBACK))
+            x_set, y_set, x_now, y_now, inside_us = (float(got[name]) for name in READBACK[:-1])
+            there = MagnetReadback(x_set, y_set, x_now, y_now, inside_us, int(got["heartbeat"]))
             if arrived(there, x, y, self.limits):
                 self._at = (x, y)
                 return Done()

@@ -59,6 +59,7 @@ class CountedPort:
     port: ModbusPort
     device: str
     asked: list[Transaction] = field(default_factory=list)
+    stale_answers: int = 0
 
     async def connect(self, deadline: Deadline) -> None:
         await self.port.connect(deadline)

@@ -134,7 +134,8 @@ class Run:
             return
         if max_age_ns is None:
             max_age_ns = round(getattr(self.site.devices, name).max_age_ms * 1e6)
-        self.seen[name] = Seen(status, status.t_ns, max_age_ns)
+        stands = before is not None and before.status.heartbeat == status.heartbeat
+        self.seen[name] = Seen(status, status.t_ns, max_age_ns, before.beat_ns if stands and before else status.t_ns)
 
     def go(self, event: Event, cause: str = "") -> None:
         """Follow the state table, and say so. Raises `UndefinedTransition`."""

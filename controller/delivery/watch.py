@@ -62,6 +62,7 @@ class Watch:
         self._spill = False
         self._detailed: tuple[int, str] | None = None
         self._escalate = asyncio.Event()
+        self._stale: set[str] = set()
 
     def begin_field(self) -> None:
         """Holds are counted a field."""
@@ -115,7 +116,16 @@ class Watch:
             else:
                 self.run.note(name, got, round(max_age_ms * 1e6))
                 self._publish(name, simulated, "up", got)
+            self._warn_of_stale(name)
             await asyncio.sleep(period_s)
+
+    def _warn_of_stale(self, name: str) -> None:
+        """Once a device: answers that nobody waited for harm nothing, and are a sign of a bad line all the same."""
+        count = getattr(self.run.devices, name).stale_answers
+        if count and name not in self._stale:
+            self._stale.add(name)
+            text = f"{name}: answers come that nobody asked for, late ones or repetitions; they are thrown away"
+            self.run.event("warning", text=f"{text}. Check line and device")
 
     async def _identities(self) -> None:
         """A device that was power-cycled may answer as if nothing had happened: only its boot nonce tells."""

@@ -71,6 +71,8 @@ class RegisterPort(ABC):
     def __init__(self, device: str, address: str, unit: int) -> None:
         self.device = device
         self.address = address
+        self.stale_answers = 0
+        """Answers that came and nobody waited for; they were thrown away."""
         self._unit = unit
         self._wanted = False
 

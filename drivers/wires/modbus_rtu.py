@@ -5,13 +5,15 @@ question. After a question that got no proper answer the link is therefore *susp
 time the device may take to reply, and then an echo (FC08) of a number that was never used before must come back
 before any value is believed. A freshly opened line is suspect too, and so is one on which bytes came that nobody had
 asked for. Before each question the line must have been silent as long as its last answer took, which catches an
-answer that comes twice. What RTU cannot exclude is a duplicate that comes later than that, during another question of
-the same kind.
+answer that comes twice: it is thrown away and counted, and where it is whole and to the last bit the answer before, the
+line needs no proof. What RTU cannot exclude is a duplicate that comes later than that, during another question of
+the same kind; heartbeats in what is read tell such a one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import cast
 
@@ -40,6 +42,11 @@ MIN_SILENCE_S = 0.002
 
 BITS_PER_BYTE = 10
 OWN_FUNCTIONS = frozenset({FC_READ, FC_DIAGNOSTICS, FC_WRITE, FC_WRITE_READ})
+FRAME_BYTES = {FC_READ: 5, FC_WRITE_READ: 5, FC_DIAGNOSTICS: 8, FC_WRITE: 8}
+"""Of an answer with unit and checksum; FC03 and FC23 have their data on top, an exception has 5."""
+
+# what the library has to say goes to whoever listens to its logger, and not to stderr where nobody does
+logging.getLogger("pymodbus").addHandler(logging.NullHandler())
 
 
 class ModbusRtuPort(RegisterPort):
@@ -62,6 +69,8 @@ class ModbusRtuPort(RegisterPort):
         self._quiet_until_s = float("-inf")
         self._silent_until_s = float("-inf")
         self._nonce: int | None = None
+        self._answer = b""
+        self._unasked = b""
 
     @property
     def suspect(self) -> bool:
@@ -159,8 +168,9 @@ class ModbusRtuPort(RegisterPort):
             self._suspect = True
             await self._open()
         while True:
-            if self._silent_until_s > loop.time():
+            while self._silent_until_s > loop.time():
                 await asyncio.sleep(self._silent_until_s - loop.time())
+            self._count_unasked()
             if not self._suspect:
                 return
             if self._quiet_until_s >= deadline.at_s:
@@ -172,6 +182,7 @@ class ModbusRtuPort(RegisterPort):
                 )
             if self._quiet_until_s > loop.time():
                 await asyncio.sleep(self._quiet_until_s - loop.time())  # what arrives meanwhile is discarded
+            self._count_unasked()
             await self._echo()
 
     async def _echo(self) -> None:
@@ -206,21 +217,48 @@ class ModbusRtuPort(RegisterPort):
     # ---- hooks of the library
 
     def _packet_seen(self, sending: bool, data: bytes) -> bytes:
-        """Keep garbage from the library's decoder, which would raise in the middle of the loop."""
+        """Keep from the library's decoder what would make it raise, or talk, in the middle of the loop.
+
+        `data` is all that came since the question, less the answer.
+        """
         if sending:
             return data
-        self._bytes_came(len(data))
+        asked = self._awaits_answer()
+        self._silent_from_now(len(data))
+        if not asked:
+            self._not_asked_for(data)
+            return b""
+        length = _frame_bytes(data)
+        if len(data) > length:
+            self._not_asked_for(data[length:], data[:length])
+            data = data[:length]
         wrong = self._garbled(data)
         if wrong:
             self._fail_pending(f"garbled answer: {wrong} ({data[:16].hex(' ')})")
             return b""
+        self._answer = data
         return data
 
-    def _bytes_came(self, count: int) -> None:
-        """Note that bytes arrived: `count` since the last question."""
+    def _silent_from_now(self, count: int) -> None:
+        """Bytes came, `count` since the last question or answer: ask nothing before the line has been silent."""
         now_s = asyncio.get_running_loop().time()
         self._silent_until_s = now_s + MIN_SILENCE_S + count * BITS_PER_BYTE / self._baud
-        if not self._awaits_answer() and not self._suspect:
+
+    def _not_asked_for(self, data: bytes, answer: bytes = b"") -> None:
+        """Bytes after the answer: what only repeats it is no sign of an answer gone astray."""
+        self._unasked = data
+        answer = answer or self._answer
+        repeated = answer * (1 + len(data) // len(answer)) if answer else b""
+        if not self._suspect and data != repeated[: len(data)]:
+            self._distrust()
+
+    def _count_unasked(self) -> None:
+        """The line is silent: whole repetitions are thrown away, half of one makes the link suspect."""
+        data, self._unasked = self._unasked, b""
+        if not data:
+            return
+        self.stale_answers += 1
+        if not self._suspect and (not self._answer or len(data) % len(self._answer)):
             self._distrust()
 
     def _garbled(self, data: bytes) -> str:
@@ -243,6 +281,16 @@ class ModbusRtuPort(RegisterPort):
 
     def _awaits_answer(self) -> bool:
         return self._in_flight and self._client is not None and not self._client.ctx.response_future.done()
+
+
+def _frame_bytes(data: bytes) -> int:
+    """Length of the answer that these bytes begin; more than there are, where too few came to tell."""
+    if len(data) < 3:
+        return len(data)
+    if data[1] & EXCEPTION:
+        return 5
+    function = data[1]
+    return FRAME_BYTES.get(function, len(data)) + (data[2] if function in (FC_READ, FC_WRITE_READ) else 0)
 
 
 # ---- messages as bytes, through the library's framing and checksums

@@ -41,8 +41,6 @@ class ModbusTcpPort(RegisterPort):
             raise ValueError(f"{device}: {in_flight} requests in flight, wanted 1 to {MOST_IN_FLIGHT}")
         self.unit = unit
         self.in_flight = in_flight
-        self.stale = 0
-        """Answers that came and nobody waited for."""
         self._host = host
         self._port = port
         self._transaction = 0
@@ -181,7 +179,7 @@ class _Connection(asyncio.Protocol):
             at = end
             waiting = self._waiting.pop(transaction, None)
             if waiting is None:
-                self._port.stale += 1
+                self._port.stale_answers += 1
                 continue
             exchange, index = waiting
             message = rest[start:end]

@@ -32,6 +32,8 @@ class ModbusPort(Protocol):
     """
 
     device: str
+    stale_answers: int
+    """Answers thrown away so far because nobody waited for them."""
 
     async def connect(self, deadline: Deadline) -> None: ...
     async def close(self) -> None: ...
@@ -62,6 +64,11 @@ class AsciiPort(Protocol):
     """Checksummed request and answer lines of one device on a serial line."""
 
     device: str
+
+    @property
+    def stale_answers(self) -> int:
+        """Answers thrown away so far because nobody waited for them."""
+        ...
 
     async def connect(self, deadline: Deadline) -> None: ...
     async def close(self) -> None: ...

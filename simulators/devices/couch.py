@@ -9,7 +9,7 @@ from drivers.register_codec import LimitError
 from drivers.registers import RegisterMap
 from drivers.wires.ports import IllegalValue
 from simulators.devices.axis import Axis
-from simulators.devices.register_device import DeviceIdentity
+from simulators.devices.register_device import DeviceIdentity, heartbeat
 
 LENGTHS = ("vertical_mm", "longitudinal_mm", "lateral_mm")
 ANGLES = ("rotation_deg", "pitch_deg", "roll_deg")
@@ -89,7 +89,8 @@ class SimulatedCouch:
 
     def _status(self) -> dict[str, LineValue]:
         positions: dict[str, LineValue] = {name: axis.position for name, axis in self.axes.items()}
-        return {**positions, "moving": self.moving, "fault": self.fault}
+        beat = heartbeat(self._now_ns() - self._boot_ns)
+        return {**positions, "moving": self.moving, "fault": self.fault, "heartbeat": beat}
 
     def _move(self, targets: dict[str, LineValue]) -> dict[str, LineValue]:
         if self._fault:

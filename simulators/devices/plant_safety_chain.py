@@ -8,11 +8,17 @@ from typing import Any
 from drivers.registers import RegisterMap
 from simulators.devices.plant_accelerator import CODES
 from simulators.devices.register_device import DeviceIdentity, RegisterDevice
+from simulators.plant.build import other_ion
 from simulators.plant.physics import IONS
 from simulators.plant.state import CHAIN_ARM, CHAIN_DISARM, CHAIN_TEST, TEST_CLOSING, TEST_OPENING, Plant
 
 ACCEPTED, UNKNOWN, NO_SESSION, INPUT_OPEN, TOKEN_USED, STOPPER_OPEN, ARMED, CHOPPER_TEST = range(8)
 IS_ARMED, BAD_TIME_OUT = 1, 2
+
+
+def _turned(port_deg: float, by_deg: float) -> float:
+    """Where the beam line really leads; a direction, so that a whole turn is none."""
+    return (port_deg + by_deg) % 360.0 if by_deg else port_deg
 
 
 class PlantSafetyChain:
@@ -86,6 +92,10 @@ class PlantSafetyChain:
         def spilling() -> bool:
             return bool(state["spill_on"])
 
+        def ion() -> str:
+            asked = IONS[int(tune[0]["ion"])]
+            return other_ion(asked) if parameters["ion_error"] else IONS[int(tune[0]["true_ion"])]
+
         return RegisterDevice(
             register_map,
             identity=identity,
@@ -106,8 +116,8 @@ class PlantSafetyChain:
                 "energy_sensor_mev_u": lambda: (
                     float(tune[0]["energy_mev_u"]) + float(parameters["energy_offset_mev_u"]) if spilling() else 0.0
                 ),
-                "ion_sensor": lambda: CODES[IONS[int(tune[0]["true_ion"])]] if spilling() else 0,
-                "port_sensor_deg": lambda: float(tune[0]["port_deg"]) + float(parameters["port_error_deg"]),
+                "ion_sensor": lambda: CODES[ion()] if spilling() else 0,
+                "port_sensor_deg": lambda: _turned(float(tune[0]["port_deg"]), float(parameters["port_error_deg"])),
                 "beam_present": flag("beam_present"),
                 "chopper_open": flag("beam_on"),
                 "chopper_test": self._chopper_test,

@@ -48,6 +48,12 @@ Getter = Callable[[], Any]
 Setter = Callable[[Any], None]
 RequestHandler = Callable[[dict[str, Any]], int]
 PLANS_KEPT = 512
+BEAT_NS = 10_000_000
+
+
+def heartbeat(since_boot_ns: int) -> int:
+    """What a living device's heartbeat shows: one more every 10 ms."""
+    return since_boot_ns // BEAT_NS & 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,8 @@ class RegisterDevice:
         self._handlers = dict(requests or {})
         boot_ns = now_ns()
         self._getters: dict[str, Getter] = {"uptime_s": lambda: (now_ns() - boot_ns) // 1_000_000_000}
+        if "heartbeat" in self._registers:
+            self._getters["heartbeat"] = lambda: heartbeat(now_ns() - boot_ns)
         self._getters.update(getters or {})
         hooks = dict(tables or {})
         for name in (*self._getters, *self._setters):

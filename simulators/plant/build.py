@@ -161,6 +161,11 @@ def _interpolate(points: list[tuple[float, float]], at: float) -> float:
     return float(np.interp(at, energies, values))
 
 
+def other_ion(ion: str) -> str:
+    """The one that comes where this one was asked for and the wrong source is switched to the line."""
+    return next(other for other in IONS if other != ion)
+
+
 def write_request(
     plant: Plant, site: Site, *, ion: str, energy_mev_u: float, level: int, port_deg: float, optics: int
 ) -> None:
@@ -173,8 +178,7 @@ def write_request(
     true_energy = energy_mev_u + float(plant.parameters["energy_offset_mev_u"])
     t = plant.tune[1]
     t["energy_mev_u"], t["ion"], t["port_deg"], t["level"] = energy_mev_u, IONS.index(ion), port_deg, level
-    error = int(plant.parameters["ion_error"])
-    ion = IONS[error - 1] if error else ion
+    ion = other_ion(ion) if plant.parameters["ion_error"] else ion
     t["true_ion"] = IONS.index(ion)
     t["optics"] = optics
     t["rate_units_ns"] = round(site.accelerator.intensities_per_s[level] * ION_UNIT * 1e-9)

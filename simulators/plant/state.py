@@ -99,7 +99,7 @@ PARAMETER_FIELDS: Fields = (
     ("offset_x_mm", "f8", "mm at isocentre, beam position error"),
     ("offset_y_mm", "f8", "mm at isocentre, beam position error"),
     ("position_noise_mm", "f8", "mm rms, slow"),
-    ("ion_error", "i8", "fault: 1 + index of the ion that really comes with the next request, 0: the one asked for"),
+    ("ion_error", "i8", "fault: 1: another ion comes with the next request than was asked for"),
     ("sigma_scale", "f8", "true spot sigma over nominal"),
     ("gain_1", "f8", "fault: factor on electrometer 1's charge"),
     ("gain_2", "f8", "fault: factor on electrometer 2's charge"),
