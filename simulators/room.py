@@ -121,12 +121,14 @@ class Room:
         """A layer was armed: is it a new field? Its visits are then not beyond those that were completed last.
 
         What the field before got is kept, and forgotten by the plant. A field that is resumed goes on where it was, so
-        that what all its parts gave adds up.
+        that what all its parts gave adds up; so it does where another session gives the rest of a short visit.
         """
         if first_visit == SELF_TEST_VISIT:
             return
         self._look_at_rings()
-        if first_visit <= self.plant.state["field_completed"]:
+        session = int(self.plant.state["session"])
+        rest = int(self.plant.truth["short"][first_visit]) not in (0, session)
+        if first_visit <= self.plant.state["field_completed"] and not rest:
             self._truths.append(self.plant.truth.copy())
             self.plant.truth[:] = np.zeros(1, TRUTH)
             self.plant.state["field_completed"] = 0

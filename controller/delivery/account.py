@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from controller.clock import now_ns
 from controller.delivery.booking import STOPPED, Measured, count, fill
 from controller.delivery.run import Run
+from controller.delivery.shortfall import Shortfalls, allowed_lack, find_short, mark_short
 from controller.delivery.two_gap import judge_two_gap
 from controller.dose.uncertainty import Quiet, refine
 from controller.machine.program import LayerProgram
@@ -118,6 +119,8 @@ class Ledger:
         await self._wait_measured([int(v) for v in rows["visit"]])
         visits = self._book(program, rows, latch_1.result(), latch_2.result())
         self._refine(visits, program)
+        short = find_short(visits, program, run.planned[program.field_index], run.site.tolerances)
+        mark_short(visits, short)
         run.journal.visits(visits)
         run.rings_read = first + count
         assert self._last is not None
@@ -128,7 +131,51 @@ class Ledger:
         await devices.electrometer_1.acknowledge(run.rings_read, deadline)
         await devices.electrometer_2.acknowledge(run.rings_read, deadline)
         self._publish(program, visits)
+        self._name_short(program, visits, short)
         return count
+
+    def _name_short(self, program: LayerProgram, visits: NDArray[Any], found: Shortfalls) -> None:
+        """Too little is a stop, what the engine forwent by its rule an event; all of it is booked by now."""
+        run = self.run
+        per_meterset = program.particles_per_mu if run.plan.fields[program.field_index].unit == "MU" else 1.0
+        for at in np.flatnonzero(found.forgone):
+            run.event(
+                "forgone",
+                field=program.field_index,
+                layer=program.layer_index,
+                visit=int(visits["visit"][at]),
+                spot=int(visits["spot"][at]),
+                particles=float(found.lack[at]),
+                meterset=float(found.lack[at]) / per_meterset,
+                reason="beam went off by a hold, or with the spill, just before the visit's end",
+            )
+        if found.short.any():
+            worst = int(np.argmax(np.where(found.short, found.lack / found.limit, 0.0)))
+            per_particle = program.counts_per_particle
+            run.trip(
+                "SPOT_DOSE_LOW",
+                value=float(found.lack[worst]) * per_particle,
+                limit=float(found.limit[worst]) * per_particle,
+                detail=f"visit {int(visits['visit'][worst])}; {int(found.short.sum())} visits of layer "
+                f"{program.layer_index + 1} got too little; resume gives the rest",
+            )
+
+    async def looks_short(self, program: LayerProgram) -> bool:
+        """Whether the frames show a visit of a layer that ended with too little: then its rings are read at once.
+
+        The rings say why a visit ended; this is asked before the next layer's beam, after which nothing of this one
+        could be given any more.
+        """
+        run = self.run
+        numbers = [int(v) for v in program.visits["visit"]]
+        await self._wait_measured(numbers[-1:])
+        planned = run.planned[program.field_index]
+        limit = allowed_lack(program, program.visits["visit"], planned, run.site.tolerances)
+        for number, wanted, allowed in zip(numbers, program.visits["particles"], limit, strict=True):
+            row = self._measured.get(number)
+            if row is not None and wanted - float(row["delta_1"]) / program.counts_per_particle > allowed:
+                return True
+        return False
 
     def _write_counters(self, phase: str, counts_1: int, counts_2: int, more: dict[str, Any] | None = None) -> None:
         run = self.run

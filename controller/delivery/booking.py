@@ -18,6 +18,7 @@ from controller.machine.program import LayerProgram
 from controller.record.schema import (
     QUALITY_FRAMES_LOST,
     QUALITY_NO_POSITION,
+    QUALITY_REST_FORGONE,
     QUALITY_SPLIT,
     VISIT_PARTIAL,
 )
@@ -25,6 +26,7 @@ from controller.record.schema import (
 MEASURED = record_type(MEASURED_FIELDS)
 STOPPED = 1
 SPLIT = 2
+FORGONE = 4
 """Flags of the engine's result rows."""
 
 
@@ -50,7 +52,15 @@ def fill(
     out["planned_y_mm"] = planned["y_mm"]
     flags = np.asarray(engine["flags"]).astype(np.int64)
     out["flags"] = planned["flags"].astype(np.int64) | np.where(flags & STOPPED, VISIT_PARTIAL, 0)
-    out["quality"] = np.where(flags & SPLIT, QUALITY_SPLIT, 0)
+    out["quality"] = engine_quality(flags)
+
+
+def engine_quality(flags: Any) -> NDArray[np.int64]:
+    """What the flags of the engine's result rows say of how visits were given."""
+    flags = np.asarray(flags).astype(np.int64)
+    found: NDArray[np.int64] = np.where(flags & SPLIT, QUALITY_SPLIT, 0).astype(np.int64)
+    found |= np.where(flags & FORGONE, QUALITY_REST_FORGONE, 0).astype(np.int64)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,15 +90,24 @@ async def _deliver(run: Run, ledger: Ledger, programs: Sequence[LayerProgram], a
             await layer.done(run, program, request_id)
             await attending
             run.path.log(False)
+            accounted = False
             if following is not None and ahead is not None:
                 request_id = await layer.request(run, following)
                 run.layer_runs(False)
                 await ahead
                 ledger.take(run.path.take_measured())  # the layer's last spots as well
+                if await ledger.looks_short(program):
+                    if accounting is not None:
+                        await accounting
+                        accounting = None
+                    await _account(run, ledger, program)
+                    accounted = True
                 await _arm(run, adaptation, following, (index + 1) % 2)
             if accounting is not None:
                 await accounting
-            accounting = group.create_task(_account(run, ledger, program), name="accounting")
+            accounting = None
+            if not accounted:
+                accounting = group.create_task(_account(run, ledger, program), name="accounting")
     run.layer_runs(False)
 
 

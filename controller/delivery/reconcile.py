@@ -69,7 +69,7 @@ async def reconcile(run: Run, carried: Carried, now: datetime, decision: Decisio
     """
     deadline = Deadline.after(READ_S, "reconciliation")
     reading = await _read(run, carried, now, deadline)
-    programs = _last_programs(run, carried)
+    planned, programs = _last_programs(run, carried)
     sequence = [int(v) for p in programs for v in p.visits["visit"]]
     wanted = wanted_rows(carried, reading)
     tail = None if wanted is None else await _read_tail(run, *wanted, deadline)
@@ -84,7 +84,7 @@ async def reconcile(run: Run, carried: Carried, now: datetime, decision: Decisio
             "spotwise resume DIR --accept-dispute --operator NAME --reason TEXT (the hardware counter counts; "
             "--trust journal: the journal does)"
         )
-    booked = _book(run, carried, found, tail, programs, decision, reading.pedestal_per_s[1])
+    booked = _book(run, carried, found, tail, (planned, programs), decision, reading.pedestal_per_s[1])
     if carried.baseline is not None:
         run.event(
             "counters",
@@ -140,15 +140,15 @@ async def _read_tail(run: Run, first: int, count: int, deadline: Deadline) -> Ta
     )
 
 
-def _last_programs(run: Run, carried: Carried) -> tuple[LayerProgram, ...]:
-    """What the last field's part was delivering, made again as it was made then: same plan, same corrections."""
+def _last_programs(run: Run, carried: Carried) -> tuple[tuple[LayerProgram, ...], tuple[LayerProgram, ...]]:
+    """The last field, whole, and what its part was delivering; made again as then: same plan, same corrections."""
     base = carried.baseline
     if base is None:
-        return ()
+        return (), ()
     field = run.plan.fields[base.field]
     planned = build_field(run.site, field, base.field, base.corrections)
     given = given_before(carried, base.field, base.part, planned)
-    return remaining_field(run.site, field, planned, given, base.corrections).programs
+    return planned, remaining_field(run.site, field, planned, given, base.corrections).programs
 
 
 def _write_down(run: Run, carried: Carried, found: Comparison, decision: Decision | None) -> None:
@@ -173,7 +173,7 @@ def _book(
     carried: Carried,
     found: Comparison,
     tail: Tail | None,
-    programs: tuple[LayerProgram, ...],
+    of_field: tuple[tuple[LayerProgram, ...], tuple[LayerProgram, ...]],
     decision: Decision | None,
     pedestal_2_per_s: float,
 ) -> NDArray[np.void]:
@@ -182,8 +182,9 @@ def _book(
     if base is None or base.settled:
         return carried.visits[:0]
     unit = run.plan.fields[base.field].unit
+    planned, programs = of_field
     rows = (
-        tail_visits(carried, tail, programs, unit, pedestal_2_per_s)
+        tail_visits(carried, tail, programs, planned, run.site.tolerances, unit, pedestal_2_per_s)
         if tail is not None and found.tail_usable
         else carried.since[:0]
     )

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.delivery.booking import STOPPED, engine_quality
 from controller.delivery.comparison import Tail, starts
+from controller.delivery.shortfall import find_short, mark_short
 from controller.machine.program import BEAM_OFF_AFTER, LayerProgram
 from controller.machine.remaining import Given
 from controller.record.carried import Carried
@@ -25,13 +27,12 @@ from controller.record.schema import (
     QUALITY_FROM_FRAMES,
     QUALITY_FROM_RINGS,
     QUALITY_NO_POSITION,
-    QUALITY_SPLIT,
     VISIT_DTYPE,
     VISIT_PARTIAL,
+    VISIT_SHORT,
 )
+from sites.schema import Tolerances
 
-STOPPED = 1
-SPLIT = 2
 FROM_FRAMES = ("x_mm", "y_mm", "sigma_x_mm", "sigma_y_mm", "late_counts_1", "late_counts_2")
 
 
@@ -49,6 +50,7 @@ def given_by(visits: NDArray[np.void], planned: Sequence[LayerProgram]) -> Given
     np.add.at(given.particles_1, ids, visits["particles_1"])
     np.add.at(given.particles_2, ids, visits["particles_2"])
     given.begun[ids] = True
+    given.short[ids[(visits["flags"] & VISIT_SHORT) != 0]] = True
     given.complete[ids[(visits["flags"] & VISIT_PARTIAL) == 0]] = True
     return given
 
@@ -62,13 +64,21 @@ def program_of_visit(programs: Sequence[LayerProgram], visit: int) -> LayerProgr
 
 
 def tail_visits(
-    carried: Carried, tail: Tail, programs: Sequence[LayerProgram], unit: str, pedestal_2_per_s: float
+    carried: Carried,
+    tail: Tail,
+    programs: Sequence[LayerProgram],
+    planned_programs: Sequence[LayerProgram],
+    tolerances: Tolerances,
+    unit: str,
+    pedestal_2_per_s: float,
 ) -> NDArray[np.void]:
     """Rows of `VISIT_DTYPE` for all rows of the tail, of the part that delivered them.
 
     A visit that ran when the controller died stays open until somebody ends it, and its latched counts hold the
     pedestal of that time. The dose is therefore by the engine's own count of electrometer 1, with beam only, and by
-    electrometer 2 less its pedestal.
+    electrometer 2 less its pedestal. What ended short of its plan is marked so (`delivery.shortfall`).
+
+    `programs`: what that part delivered; `planned_programs`: the whole field's.
     """
     base = carried.baseline
     assert base is not None
@@ -85,7 +95,7 @@ def tail_visits(
         for name in ("t_start_ns", "t_end_ns", "beam_on_ns", "x_current_a", "y_current_a"):
             out[name] = row[name]
         out["flags"] = int(planned["flags"]) | (VISIT_PARTIAL if stopped else 0)
-        out["quality"] = QUALITY_FROM_RINGS | (QUALITY_SPLIT if int(row["flags"]) & SPLIT else 0)
+        out["quality"] = QUALITY_FROM_RINGS | int(engine_quality(row["flags"]))
         out["counts_1"] = tail.end(1, i) - first[1][i]
         out["counts_2"] = tail.end(2, i) - first[2][i]
         seen = shown.get(visit)
@@ -102,6 +112,7 @@ def tail_visits(
             idle_ns += int(row["t_start_ns"]) - int(tail.engine["t_end_ns"][i - 1])
         idle = (int(out["counts_1"]) - int(row["counts"]), pedestal_2_per_s * max(0, idle_ns) * 1e-9)
         _dose(out, program, unit, idle)
+        mark_short(rows[i : i + 1], find_short(rows[i : i + 1], program, planned_programs, tolerances))
     return rows
 
 
@@ -182,7 +193,7 @@ def by_retained_counter(
         out["counts_1"] += taken
         out["counts_2"] += round(taken * share_2)
         whole = taken >= room
-        out["flags"] = int(out["flags"][0]) & ~VISIT_PARTIAL | (0 if whole else VISIT_PARTIAL)
+        out["flags"] = int(out["flags"][0]) & ~(VISIT_PARTIAL | VISIT_SHORT) | (0 if whole else VISIT_PARTIAL)
         out["quality"] |= QUALITY_FROM_COUNTER | QUALITY_NO_POSITION | QUALITY_FRAMES_LOST
         _dose(out[0], program, unit)
         rows.append(out)

@@ -1,12 +1,15 @@
 """What is left of a field after earlier parts: the visits that are not complete, the first of them cut to its rest.
 
 Visits keep their ids over all parts, so that "visit 37 of field 2" is one thing everywhere. A part delivers a layer's
-visits in order, hence what is left of a layer is its end, and one visit at most was begun and not finished.
+visits in order, hence what is left of a layer is its end, and one visit at most was begun and not finished. Before it
+there may be visits that the machine ended short of their plan; the rest of each is a program of its own.
 
-The rest of that visit is given when some intensity of the site can give it by the same rule that every visit obeys
-(`machine.intensity`): together with what follows in the layer where it needs no lower intensity than that, else as a
-program of its own. Where no intensity can, or where the rest is no whole monitor count, it is forgone, and said: no
-spot ever gets more than its plan to make up for it, nor does another one.
+The rest of a visit is given when some intensity of the site can give it by the same rule that every visit obeys
+(`machine.intensity`): of one that was stopped together with what follows in the layer, where it needs no lower
+intensity than that, else as a program of its own. Where no intensity can, or where the rest is no whole monitor count,
+it is forgone, and said: no spot ever gets more than its plan to make up for it, nor does another one. So is what a
+short visit lacks where a later layer was begun already: the guard's limits rise layer by layer, and there is no way
+back.
 """
 
 from __future__ import annotations
@@ -38,12 +41,14 @@ class Given:
     particles_2: NDArray[np.float64]
     begun: NDArray[np.bool_]
     complete: NDArray[np.bool_]
+    short: NDArray[np.bool_]
+    """Ended by the machine itself, below the tolerance: not complete."""
 
     @classmethod
     def nothing(cls, visits: int) -> Given:
         """A field of so many visits that nobody began."""
         zero, no = np.zeros(visits + 1), np.zeros(visits + 1, np.bool_)
-        return cls(zero, zero.copy(), no, no.copy())
+        return cls(zero, zero.copy(), no, no.copy(), no.copy())
 
     @property
     def any(self) -> bool:
@@ -78,50 +83,52 @@ def remaining_field(
 ) -> Remaining:
     """Cut the programs of a whole field to what `given` leaves.
 
-    Raises `Refused` where what was given is no beginning of each layer: visits after the first unfinished one are
-    begun. `planned` must have been built with the same `corrections`.
+    Raises `Refused` where what was given is no beginning of each layer: visits after an unfinished one, which did not
+    end by itself, are begun. `planned` must have been built with the same `corrections`.
     """
     if not given.any:
         return Remaining(tuple(planned), ())
     programs: list[LayerProgram] = []
     forgone: list[Forgone] = []
     optics = Optics(site, treatment_machine(site, field))
-    for program in planned:
+    begun_layers = [k for k, program in enumerate(planned) if given.begun[program.visits["visit"]].any()]
+    for at, program in enumerate(planned):
         ids = program.visits["visit"]
         undone = np.flatnonzero(~given.complete[ids])
         if len(undone) == 0:
             continue
-        first = int(undone[0])
-        if given.begun[ids[first + 1 :]].any():
+        last_begun = int(np.flatnonzero(given.begun[ids]).max(initial=-1))
+        lost = undone[(undone < last_begun) & ~given.short[ids[undone]]]
+        if len(lost):
             raise Refused(
-                f"field {field.name}, layer {program.layer_index + 1}: visit {int(ids[first])} is not finished, but "
+                f"field {field.name}, layer {program.layer_index + 1}: visit {int(ids[lost[0]])} is not finished, but "
                 "later ones of its layer were begun; a physicist must look at the journal"
             )
-        if not given.begun[ids[first]]:
-            rest = program.visits[first:].copy()
-            programs.append(program if first == 0 else _build(site, field, program, rest, corrections, optics))
-            continue
-        # what a pedestal left below zero is not given on top
-        lacks = float(program.visits["particles"][first] - max(0.0, given.particles_1[ids[first]]))
-        reason = _cannot_be_given(site, program, lacks)
-        after = program.visits[first + 1 :].copy()
-        if reason:
-            forgone.append(Forgone(program, first, lacks, reason))
-            if len(after):
-                programs.append(_build(site, field, program, after, corrections, optics))
-            continue
-        rest = program.visits[first:].copy()
-        rest["meterset"][0] *= lacks / rest["particles"][0]
-        rest["particles"][0] = lacks
-        together = _build(site, field, program, rest, corrections, optics)
-        if len(after) == 0:
-            programs.append(together)
-            continue
-        apart = _build(site, field, program, after, corrections, optics)
-        if together.intensity_level == apart.intensity_level:
-            programs.append(together)
-        else:
-            programs += [_build(site, field, program, rest[:1].copy(), corrections, optics), apart]
+        later = any(k > at for k in begun_layers)
+        after = program.visits[last_begun + 1 :].copy()
+        for row in undone[undone <= last_begun]:
+            # what a pedestal left below zero is not given on top
+            lacks = float(program.visits["particles"][row] - max(0.0, given.particles_1[ids[row]]))
+            passed = later and bool(given.short[ids[row]])
+            reason = "a later layer was begun" if passed else _cannot_be_given(site, program, lacks)
+            if reason:
+                forgone.append(Forgone(program, int(row), lacks, reason))
+                continue
+            rest = program.visits[row : row + 1].copy()
+            rest["meterset"] *= lacks / rest["particles"][0]
+            rest["particles"] = lacks
+            if row == last_begun and len(after):
+                apart = _build(site, field, program, after, corrections, optics)
+                together = _build(site, field, program, np.concatenate([rest, after]), corrections, optics)
+                if together.intensity_level == apart.intensity_level:
+                    programs.append(together)
+                    after = after[:0]
+                    continue
+            programs.append(_build(site, field, program, rest, corrections, optics))
+        if last_begun < 0:
+            programs.append(program)
+        elif len(after):
+            programs.append(_build(site, field, program, after, corrections, optics))
     return Remaining(tuple(programs), tuple(forgone))
 
 

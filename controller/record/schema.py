@@ -69,7 +69,7 @@ _VISIT_COLUMNS_1: list[tuple[str, str]] = [
     ("painting", "<u2"),
     ("part", "<u2"),
     ("quality", "<u2"),  # QUALITY_* bits
-    ("flags", "<u2"),  # of the visit plan, and VISIT_PARTIAL
+    ("flags", "<u2"),  # of the visit plan, VISIT_PARTIAL and VISIT_SHORT
 ]
 VISIT_DTYPE_1 = np.dtype(_VISIT_COLUMNS_1)
 """Rows of VISITS and SEEN records of version 1."""
@@ -90,7 +90,9 @@ ADDED_IN_2 = tuple(name for name in VISIT_DTYPE.names or () if name not in (VISI
 """Columns that version 1 has not: read as NaN."""
 
 VISIT_PARTIAL = 0x8000
-"""Visit flag: stopped before its preset."""
+"""Visit flag: stopped before its preset, or short."""
+VISIT_SHORT = 0x4000
+"""Visit flag, with VISIT_PARTIAL: the machine ended it by itself, but it lacks more than the spot tolerance."""
 QUALITY_NO_POSITION = 1
 QUALITY_SATURATED = 2
 QUALITY_FRAMES_LOST = 4
@@ -103,6 +105,8 @@ QUALITY_FROM_COUNTER = 512
 """Booked by a physicist's decision from a retained counter that no ring explains."""
 QUALITY_FORGONE = 128
 """No beam: the rest of an interrupted visit, smaller than the machine can give."""
+QUALITY_REST_FORGONE = 1024
+"""A hold or a spill's end came just before its end, and the engine gave it no more beam for the rest."""
 QUALITY_SPLIT = 8
 """Delivered in more than one stretch of beam (spill end, hold)."""
 QUALITY_STRIP_BAD = 32

@@ -10,6 +10,8 @@ but the magnets are the PC's to set, a visit's preset comes while the one before
 
 from __future__ import annotations
 
+import numpy as np
+
 from drivers.compiled import compiled
 from simulators.plant.state import (
     CMD_ABORT,
@@ -36,6 +38,7 @@ MOVE_WITH_BEAM_OFF = 1
 BEAM_OFF_AFTER = 2
 RESULT_STOPPED = 1
 RESULT_SPLIT = 2
+RESULT_FORGONE = 4
 STEP_US = STEP_NS // 1000
 
 
@@ -50,6 +53,7 @@ def begin_visit(plant, row, t_ns):
     s.eng_visit_start_ns = t_ns
     s.eng_visit_beam_ns = 0
     s.eng_visit_stretches = 1 if s.request == 1 else 0
+    s.eng_forgone = 0
     s.eng_visit_counted = s.eng_counted
     if plant.parameters.step == 0:
         s.set_x_ma = float(plant.x_set_ma[bank, row]) + s.eng_offset_x_ma
@@ -75,6 +79,14 @@ def end_visit(plant, t_ns, counted, counts_1, counts_2, stopped):
     row.x_current_ma = int(round(s.current_x_ma))
     row.y_current_ma = int(round(s.current_y_ma))
     row.flags = (RESULT_STOPPED if stopped else 0) | (RESULT_SPLIT if s.eng_visit_stretches > 1 else 0)
+    if s.eng_forgone == 1:
+        row.flags |= RESULT_FORGONE
+    lacks = s.eng_target - counted
+    if s.eng_visit < plant.truth.shape[0]:
+        short = (
+            not stopped and s.eng_sub == SUB_TAIL and 30 * lacks > int(plant.preset[s.eng_bank, s.eng_row]) * COUNT_UNIT
+        )
+        plant.truth[s.eng_visit].short = s.session if short else np.uint64(0)
     plant.latches_1[at].visit = s.eng_visit
     plant.latches_1[at].counts = s.retained_1 + (counts_1 >> 24)
     plant.latches_2[at].visit = s.eng_visit
@@ -240,6 +252,7 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
     if s.request == 0 and s.eng_counted < s.eng_target:
         # ended by a hold or a spill's end just before its time: the rest is forgone, never given to another spot
         s.eng_target = s.eng_counted
+        s.eng_forgone = 1
     if off_after:
         if s.request == 1:
             s.request = 0

@@ -260,6 +260,7 @@ STATE_FIELDS: Fields = (
     ("eng_visit_start_ns", "i8", "ns"),
     ("eng_visit_beam_ns", "i8", "ns of request in this visit"),
     ("eng_visit_stretches", "i8", "stretches of request in this visit"),
+    ("eng_forgone", "i8", "1: this visit gets no more beam for its rest"),
     ("eng_visit_counted", "i8", "count units when the visit began"),
     ("step_rows", "i8", "step mode: visits of the armed layer whose presets are there; written by the device"),
     ("step_go", "i8", "step mode: the visit that may have beam; written by the device"),
@@ -348,8 +349,9 @@ ENGINE_RESULT = np.dtype(
     align=True,
 )
 LATCH = np.dtype([("visit", "<i8"), ("counts", "<i8")], align=True)
-TRUTH = np.dtype([("units", "<i8"), ("x", "<f8"), ("y", "<f8"), ("rr", "<f8")], align=True)
-"""Per visit: ion units, sums of ion units x position, and of ion units x squared distance from the isocentre."""
+TRUTH = np.dtype([("units", "<i8"), ("x", "<f8"), ("y", "<f8"), ("rr", "<f8"), ("short", "<u8")], align=True)
+"""Per visit: ion units, sums of ion units x position, and of ion units x squared distance from the isocentre; session in
+which the engine ended it with a thirtieth of its preset missing, 0: it did not."""
 
 
 CDF_HALF_WIDTH = 6.0
