@@ -81,11 +81,9 @@ def end_visit(plant, t_ns, counted, counts_1, counts_2, stopped):
     row.flags = (RESULT_STOPPED if stopped else 0) | (RESULT_SPLIT if s.eng_visit_stretches > 1 else 0)
     if s.eng_forgone == 1:
         row.flags |= RESULT_FORGONE
-    lacks = s.eng_target - counted
     if s.eng_visit < plant.truth.shape[0]:
-        short = (
-            not stopped and s.eng_sub == SUB_TAIL and 30 * lacks > int(plant.preset[s.eng_bank, s.eng_row]) * COUNT_UNIT
-        )
+        much = int(plant.preset[s.eng_bank, s.eng_row]) * COUNT_UNIT // 30
+        short = not stopped and s.eng_sub == SUB_TAIL and s.eng_target - counted > much
         plant.truth[s.eng_visit].short = s.session if short else np.uint64(0)
     plant.latches_1[at].visit = s.eng_visit
     plant.latches_1[at].counts = s.retained_1 + (counts_1 >> 24)

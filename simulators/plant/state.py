@@ -350,8 +350,8 @@ ENGINE_RESULT = np.dtype(
 )
 LATCH = np.dtype([("visit", "<i8"), ("counts", "<i8")], align=True)
 TRUTH = np.dtype([("units", "<i8"), ("x", "<f8"), ("y", "<f8"), ("rr", "<f8"), ("short", "<u8")], align=True)
-"""Per visit: ion units, sums of ion units x position, and of ion units x squared distance from the isocentre; session in
-which the engine ended it with a thirtieth of its preset missing, 0: it did not."""
+"""Per visit: ion units, sums of ion units x position, and of ion units x squared distance from the isocentre;
+session in which the engine ended it with a thirtieth of its preset missing, 0: it did not."""
 
 
 CDF_HALF_WIDTH = 6.0
