@@ -66,6 +66,7 @@ class RoomThread:
         self._fds = np.full((4, 2), -1, np.int32)
         self._enabled = np.zeros((4, 2), np.int32)
         self._senders: dict[tuple[int, int], socket.socket] = {}
+        self._leads_to: dict[tuple[int, int], Destination] = {}
         self._permits: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
@@ -148,7 +149,10 @@ class RoomThread:
         sender = self._senders.get((number, slot))
         if sender is None:
             return
+        if self._leads_to.get((number, slot)) == destination:
+            return  # written once more by a controller that came after a killed one: no frame may be missing
         self._enabled[number, slot] = 0
+        self._leads_to[number, slot] = (0, 0, False)
         if not enabled:
             return
         where = (str(ipaddress.IPv4Address(address)), port)
@@ -158,6 +162,7 @@ class RoomThread:
             log.warning("stream %d slot %d: no frames to udp://%s:%d: %s", number, slot, *where, error.strerror)
             return
         self._enabled[number, slot] = 1
+        self._leads_to[number, slot] = destination
 
     def figures(self) -> dict[str, int]:
         """What the thread has done: frames, datagrams sent and refused, frames over a period late, longest delay."""

@@ -19,7 +19,7 @@ import threading
 import numpy as np
 
 from drivers.wires.frames import new_buffer
-from drivers.wires.realtime import RealtimeWishes, ask_realtime
+from drivers.wires.realtime import RECEIVE_BUFFER_BYTES, RealtimeWishes, ask_realtime
 from simulators.stream_loop import STATUS_WORDS, STOP, pass_on
 
 STREAMS, SLOTS = 4, 2
@@ -30,6 +30,7 @@ def main() -> int:
     """Pass frames on until standard input ends; 0."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as came:
         came.bind(("127.0.0.1", 0))
+        came.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)  # it may stall, and lose nothing
         # a blocking receive that looks now and then whether it shall end
         came.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, round(LOOK_S * 1e6)))
         senders = [[socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(SLOTS)] for _ in range(STREAMS)]

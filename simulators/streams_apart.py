@@ -44,6 +44,8 @@ class StreamsApart:
 
     def streams_changed(self, number: int, slot: int, destination: Destination) -> None:
         """As `RoomThread.streams_changed`, one process further."""
+        if self._wanted.get((number, slot)) == destination:
+            return
         self._wanted[number, slot] = destination
         self._tell(number, slot)
         self._lead(number)

@@ -1,0 +1,82 @@
+"""Kills processes of a treatment at random moments, in real time, and measures what becomes of it.
+
+    python -m tests.kills stops --times 100 --seed 0 --out DIR      beam off after each stop, at the plant
+    python -m tests.kills resumes --times 100 --seed 0 --out DIR    killed controllers, resumed to the end
+
+Every trial leaves a line in DIR/stops.jsonl or DIR/resumes.jsonl; a command that is given again goes on after the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.kills.room import bench
+from tests.kills.stops import KINDS, beam_phase_s, share_of, stop_once
+
+A_ROOM = 12
+"""Trials of a room's start."""
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What is known already."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def note(path: Path, result: dict[str, Any]) -> None:
+    """One more line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "said"}), flush=True)
+
+
+def counted(known: list[dict[str, Any]]) -> int:
+    """Trials that struck; a treatment that was over before is none."""
+    return sum(not one.get("over") or bool(one.get("problems")) for one in known)
+
+
+async def stops(folder: Path, times: int, seed: int) -> None:
+    """The trials that are missing."""
+    path = folder / "stops.jsonl"
+    start = 0
+    while counted(lines(path)) < times:
+        while (folder / f"room-{start}").exists():
+            start += 1
+        async with bench(folder / f"room-{start}") as room:
+            phase_s = await beam_phase_s(room, room.room.folder / "undisturbed")
+            for _ in range(A_ROOM):
+                known = lines(path)
+                if counted(known) >= times:
+                    break
+                kind, share = KINDS[counted(known) % len(KINDS)], share_of(seed, len(known))
+                out = room.room.folder / f"trial-{len(known)}"
+                result = {"n": len(known), "seed": seed, "phase_s": round(phase_s, 3)}
+                result |= await stop_once(room, kind, share, phase_s, out)
+                note(path, result)
+                if result.get("problems"):
+                    break  # a new room: whatever it was, it stays with this trial
+                shutil.rmtree(out)
+        if not any((folder / f"room-{start}").glob("trial-*")):
+            shutil.rmtree(folder / f"room-{start}")
+
+
+def main() -> int:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m tests.kills")
+    parser.add_argument("what", choices=("stops", "resumes"))
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    asyncio.run(stops(given.out.resolve(), given.times, given.seed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
