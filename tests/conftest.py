@@ -6,12 +6,13 @@ import asyncio
 import inspect
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import ports
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,15 +73,8 @@ def _in_venv(name: str) -> str | None:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """A TCP port on loopback that was free a moment ago."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
-
-    return find
+    """Finds ports on loopback that were free a moment ago."""
+    return ports.free_port
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tests.kills.plant_view import PlantView
 from tests.make_plan import BeamSpec, LayerSpec, make_plan, write_plan
+from tests.ports import free_port
 from tests.real_rooms import Process, RealRoom, make_room, processes_of, run
 
 FIELDS, ENERGIES = 2, (250.0, 240.0)
@@ -33,14 +33,6 @@ def plan_file(path: Path) -> Path:
             layers.append(LayerSpec(energy_mev_u, spots))
         beams.append(BeamSpec(number=number, name=f"F{number}", layers=layers, snout_mm=515.0))
     return write_plan(path, make_plan(beams))
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass(slots=True)
