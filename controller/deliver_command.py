@@ -89,7 +89,7 @@ def resume(options: argparse.Namespace) -> int:
         treatment.clock,
         operator,
         reason,
-        site_name=_site_name(options.site or site.name),
+        site_name=_site_name(treatment.site_source or site.name),
         scenario=scenario,
         carried=treatment.carried,
         decision=_decision(options, site),

@@ -40,6 +40,8 @@ class Interrupted:
     site: Site
     plan_path: Path
     """Where the plan was read from."""
+    site_source: str | None
+    """Name or path of the site's file; None: the site was given as it is."""
 
     @property
     def seed(self) -> int:
@@ -78,7 +80,8 @@ def open_interrupted(directory: Path, site: Site | str | None = None, *, accept_
     carried = read_carried(journal)
     header = carried.header
     run = _run_json(directory)
-    room = site if isinstance(site, Site) else load_site(site or run.get("site") or str(header["site"]["name"]))
+    source = None if isinstance(site, Site) else site or run.get("site") or str(header["site"]["name"])
+    room = site if isinstance(site, Site) else load_site(str(source))
     if site_sha256(room) != header["site_sha256"]:
         raise Refused(
             f"site {room.name}: it is not the one that this treatment began with (hash {site_sha256(room)[:16]}..., "
@@ -102,7 +105,7 @@ def open_interrupted(directory: Path, site: Site | str | None = None, *, accept_
             f"{directory / 'identity.dcm'}: is {who}, the treatment is of {header['patient']}: the "
             "file is missing or another patient's"
         )
-    return Interrupted(directory, carried, LoadedPlan(plan, patient, ()), room, path)
+    return Interrupted(directory, carried, LoadedPlan(plan, patient, ()), room, path, source)
 
 
 def _run_json(directory: Path) -> dict[str, Any]:

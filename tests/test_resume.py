@@ -86,6 +86,21 @@ def test_a_stopped_treatment_is_resumed_to_the_spot(
     assert (out / "journal.bin").read_bytes() == before  # a completed one is reported, not touched
 
 
+def test_a_room_of_an_own_site_file_is_found_again_by_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The site's name is that of a shipped one, its file is another."""
+    shipped = (Path(__file__).parents[1] / "sites" / "carbon-fixed.toml").read_text(encoding="utf-8")
+    (tmp_path / "room.toml").write_text(shipped.replace("gap_s = 2.0", "gap_s = 1.0"), encoding="utf-8")
+    stop = scenario(tmp_path, fault("plant.emergency_stop", at="after_visits = 20", value=1))
+    monkeypatch.chdir(tmp_path)
+    room = ("--site", "room.toml", "--clock", "virtual", "--out", "t", "--fault", stop)
+    assert main(["deliver", str(SMALL), *room]) == 4
+    monkeypatch.chdir("/")
+    assert main(["resume", str(tmp_path / "t")]) == 0
+    whole(tmp_path / "t")
+
+
 def test_five_parts_add_up(tmp_path: Path) -> None:
     out = interrupted(tmp_path, 5)
     for visits in (4, 11, 13):

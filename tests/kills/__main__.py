@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.kills.room import bench
+from tests.kills.resumes import resume_once, times_of
+from tests.kills.room import bench, load
 from tests.kills.stops import KINDS, beam_phase_s, share_of, stop_once
 
 A_ROOM = 12
@@ -65,6 +66,36 @@ async def stops(folder: Path, times: int, seed: int) -> None:
             shutil.rmtree(folder / f"room-{start}")
 
 
+def killed(known: list[dict[str, Any]]) -> int:
+    """Controllers that were killed so far."""
+    return sum(len(one["kills"]) for one in known if "kills" in one)
+
+
+async def resumes(folder: Path, times: int, seed: int) -> None:
+    """Treatments until so many controllers were killed."""
+    path = folder / "resumes.jsonl"
+    start = 0
+    while killed(lines(path)) < times:
+        while (folder / f"room-{start}").exists():
+            start += 1
+        async with bench(folder / f"room-{start}") as room:
+            undisturbed = await times_of(room, room.room.folder / "undisturbed")
+            note(path, {"n": len(lines(path)), "undisturbed": True, "load": load(), **undisturbed})
+            for _ in range(A_ROOM):
+                known = lines(path)
+                if killed(known) >= times:
+                    break
+                out = room.room.folder / f"treatment-{len(known)}"
+                result = {"n": len(known), "seed": seed}
+                result |= await resume_once(room, len(known), seed, undisturbed, out)
+                note(path, result)
+                if result["problems"]:
+                    break
+                shutil.rmtree(out)
+        if not any((folder / f"room-{start}").glob("treatment-*")):
+            shutil.rmtree(folder / f"room-{start}")
+
+
 def main() -> int:
     """See the module's text."""
     parser = argparse.ArgumentParser(prog="python -m tests.kills")
@@ -74,7 +105,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    asyncio.run(stops(given.out.resolve(), given.times, given.seed))
+    trials = {"stops": stops, "resumes": resumes}[given.what]
+    asyncio.run(trials(given.out.resolve(), given.times, given.seed))
     return 0
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from drivers.contracts import SELF_TEST_VISIT
 from simulators.live import live_path, look_at_live
-from simulators.plant.state import ION_UNIT, RING
+from simulators.plant.state import COUNT_UNIT, ION_UNIT, RING, STEP_NS
 
 POLL_S = 0.001
 
@@ -47,6 +47,10 @@ class PlantView:
     def retained(self, number: int) -> int:
         """What electrometer `number` has counted."""
         return self[f"retained_{number}"] + (self[f"counts_{number}"] >> 24)
+
+    def pedestal_per_s(self, number: int) -> float:
+        """Counts that electrometer `number` shows without any beam."""
+        return int(self._memory["parameters"][f"pedestal_{number}"][0]) / COUNT_UNIT / (STEP_NS * 1e-9)
 
     def rings(self, first: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Rows of the engine's and both electrometers' result rings from row `first` on, self-tests left out."""

@@ -9,6 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tests.kills.plant_view import PlantView
 from tests.make_plan import BeamSpec, LayerSpec, make_plan, write_plan
 from tests.ports import free_port
@@ -19,20 +22,30 @@ SPOTS = 100
 STREAMS, GUARD = "simulators.stream_process", "interlocks.guard_process"
 
 
-def plan_file(path: Path) -> Path:
-    """Two fields of two layers of a hundred spots, from 0.6 to 3 MU."""
+def _spots(layer: int) -> list[tuple[float, float, float]]:
+    """x and y in mm, and MU from 0.6 to 3, of a layer's spots."""
     side = 10
-    beams = []
-    for number in range(1, FIELDS + 1):
-        layers = []
-        for k, energy_mev_u in enumerate(ENERGIES):
-            spots = [
-                ((i % side - 4.5) * 4.0, (i // side - 4.5) * 4.0, 0.6 + 2.4 * ((37 * (i + 13 * k)) % 101) / 100.0)
-                for i in range(SPOTS)
-            ]
-            layers.append(LayerSpec(energy_mev_u, spots))
-        beams.append(BeamSpec(number=number, name=f"F{number}", layers=layers, snout_mm=515.0))
+    return [
+        ((i % side - 4.5) * 4.0, (i // side - 4.5) * 4.0, 0.6 + 2.4 * ((37 * (i + 13 * layer)) % 101) / 100.0)
+        for i in range(SPOTS)
+    ]
+
+
+def plan_file(path: Path) -> Path:
+    """Two fields of two layers of a hundred spots."""
+    layers = [LayerSpec(energy_mev_u, _spots(k)) for k, energy_mev_u in enumerate(ENERGIES)]
+    beams = [BeamSpec(number=n, name=f"F{n}", layers=layers, snout_mm=515.0) for n in range(1, FIELDS + 1)]
     return write_plan(path, make_plan(beams))
+
+
+def planned_particles(room: RealRoom) -> NDArray[np.float64]:
+    """Of each field and visit, by the site's calibration of the MU."""
+    mu = room.site.treatment_machines["REF-C"].mu
+    layers = [
+        [weight * mu.particles_per_mu * (energy / mu.reference_mev_u) ** mu.exponent for _, _, weight in _spots(k)]
+        for k, energy in enumerate(ENERGIES)
+    ]
+    return np.tile(np.concatenate(layers), (FIELDS, 1))
 
 
 @dataclass(slots=True)
