@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from controller.dose.uncertainty import escape_energy_mev, ionisation_spread
 from controller.machine.physics import charge_per_particle_c
 from controller.machine.recombination import TwoGap, greening_a_s, ks_at, ks_of_raw_rate
-from controller.record.schema import VISIT_DTYPE
+from controller.record.schema import QUALITY_SPLIT, VISIT_DTYPE
 from simulators.plant import physics as true_physics
 from simulators.plant.state import ION_UNIT
 from sites.loader import load_site
@@ -118,6 +118,25 @@ def test_one_rate_or_few_visits_tell_nothing_of_recombination() -> None:
     one_rate = TwoGap()
     one_rate.add(same)
     assert one_rate.result() is None
+
+
+def test_a_visit_in_two_stretches_of_beam_has_no_rate_that_could_tell_of_recombination() -> None:
+    visits = made_up(1e-11, 2.9e-12, noise=5e-4)
+    alone, beside = TwoGap(), TwoGap()
+    alone.add(visits)
+    split = visits[:10].copy()
+    split["quality"] |= QUALITY_SPLIT
+    split["beam_on_ns"] *= 4  # beam was requested, and not there
+    split["particles_1"] *= 1.01
+    beside.add(np.concatenate([split, visits]))
+    assert beside.result() == alone.result()
+
+
+def test_a_spill_that_ends_in_the_first_visit_of_a_layer_is_no_recombination(tmp_path: Path) -> None:
+    cut = '[[fault]]\nname = "spill_ends_early"\nfor_s = 0.001\nat = { field = 1, visit = 13, s = 0.0015 }\n'
+    done = run_delivery(EXAMPLES / "small_carbon.dcm", "carbon-fixed", tmp_path / "out", faults=cut, whole=False)
+    assert done.outcome.status == "completed"
+    assert (done.visits["quality"] & QUALITY_SPLIT != 0).any()
 
 
 def test_a_chamber_that_recombines_too_much_is_found_by_the_other(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from controller.dose.strips import WINDOW_SIGMA
 from controller.machine.physics import AIR_DENSITY_G_CM3, IONS, air_stopping_power_mev_cm2_g, beta
 from controller.machine.program import BEAM_OFF_AFTER, BEAM_OFF_MOVE, LayerProgram
 from controller.machine.recombination import ks_at, ks_of_raw_rate
+from controller.record.schema import QUALITY_SPLIT
 from drivers.wires.frames import FRAME_NS, STRIP_UNITS_PER_COUNT
 from sites.schema import Chamber, Dosimetry, Site
 
@@ -123,7 +124,10 @@ def _independent(
     spread = ionisation_spread(program.ion, program.energy_mev_u, chamber.gap_mm)
     particles = np.maximum(visits["planned_particles"], 1.0)
     ionised2 = particles * (spread * per_particle) ** 2
-    variance = LATCH_COUNTS2 + ends * (rippled**2 + rounded2) + pedestal2 + ionised2
+    # beam that came back just before the end is in one or two of the frames only that the late charge is read from
+    split = visits["quality"].astype(np.int64) & QUALITY_SPLIT != 0
+    came_back2 = np.where(split, (rate_per_s * per_particle * lag_s / RATE_FRAMES) ** 2, 0.0)
+    variance = LATCH_COUNTS2 + ends * (rippled**2 + rounded2 + came_back2) + pedestal2 + ionised2
     result: Floats = np.sqrt(variance) / per_particle
     return result
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.record.schema import QUALITY_SPLIT
+
 M2 = 3.97e14
 """s V^2 / (m C), air at 20 C and 1013.25 hPa (ICRU Report 34)."""
 
@@ -55,8 +57,13 @@ class TwoGap:
         self.rate_max_per_s = 0.0
 
     def add(self, visits: NDArray[Any]) -> None:
-        """Rows of `VISIT_DTYPE` with both readings, `ks_1`, `ks_2` and uncertainties."""
+        """Rows of `VISIT_DTYPE` with both readings, `ks_1`, `ks_2` and uncertainties.
+
+        A visit in more than one stretch of beam has no rate of its own: while beam comes and goes it is requested, but
+        not there. One such visit with its low apparent rate would decide the slope of a small field.
+        """
         v = visits[(visits["particles_1"] > 0) & (visits["particles_2"] > 0) & (visits["beam_on_ns"] > 0)]
+        v = v[v["quality"] & QUALITY_SPLIT == 0]
         v = v[np.isfinite(v["ks_1"]) & np.isfinite(v["u_particles_1"]) & np.isfinite(v["u_particles_2"])]
         if len(v) == 0:
             return
