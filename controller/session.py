@@ -47,6 +47,8 @@ from sites.schema import DEVICE_NAMES, Site
 
 VIRTUAL_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 FORMAT = 1
+BEAM_END_MS = 50.0
+"""After the chain opens, until no charge comes any more: chopper, drift, and the chain's own cycle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,9 @@ async def deliver(
         async with AsyncExitStack() as room, Treatment(run, key) as treatment:
             commands.attach(treatment)
             watch(run, commands)
+            if order.carried is not None:
+                # a controller that died only now: its beam ends when the chain misses its permits, and is its field's
+                await asyncio.sleep((order.site.permits.time_out_ms + BEAM_END_MS) * 1e-3)
             try:
                 run.guard = await room.enter_async_context(
                     guard_of(order.site, key, path, order.plan, loaded.plan, order.out)

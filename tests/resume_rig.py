@@ -50,6 +50,20 @@ class MortalDisk(Disk):
         return len(data) if self.dead else super().write(file, data)
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Where a treatment was when its controller was lost."""
+
+    part: int
+    t_s: float
+    """Of the plant's time."""
+    state: str
+    """Of the controller's state machine."""
+    visit: int
+    """That the engine was at; 0: none."""
+    beam: bool
+
+
 @dataclass
 class Resumed:
     """A treatment in several parts, at its end."""
@@ -62,6 +76,8 @@ class Resumed:
     truth: dict[str, Any] = field(default_factory=dict)
     verdicts: list[str] = field(default_factory=list)
     """Of the reconciliation of each later part."""
+    losses: list[Lost] = field(default_factory=list)
+    """The moments that came before their part had ended."""
 
 
 def after_visits(visits: int, then_s: float) -> Moment:
@@ -85,6 +101,21 @@ def at_second(seconds: float) -> Moment:
     return wait
 
 
+def in_beam(visits: int, then_s: float) -> Moment:
+    """Some time after the part has begun its first visit with beam and so many more of its visits have ended."""
+
+    async def wait(world: VirtualWorld) -> None:
+        state = world.room.plant.state
+        began = int(state["results"])
+        while not (state["beam_present"] and 0 < int(state["eng_visit"]) < SELF_TEST_VISIT):
+            await asyncio.sleep(0.0005)
+        while int(state["results"]) < began + visits:
+            await asyncio.sleep(0.0005)
+        await asyncio.sleep(then_s)
+
+    return wait
+
+
 def lose_and_resume(
     plan: Path,
     site: str | Site,
@@ -98,6 +129,8 @@ def lose_and_resume(
 ) -> Resumed:
     """Deliver, losing the controller at each moment in turn (each from the beginning of its part); then to the end.
 
+    A part that ends before its moment is the last one.
+
     `meanwhile`: what happens to the plant while nobody controls it.
     """
     room = load_site(site) if isinstance(site, str) else site
@@ -107,6 +140,7 @@ def lose_and_resume(
     world = VirtualWorld(room, seed)
     numbers = random.Random(seed)
     runs: list[Run] = []
+    losses: list[Lost] = []
 
     def watch(run: Run, _commands: Commands) -> None:
         runs.append(run)
@@ -134,6 +168,9 @@ def lose_and_resume(
                 lost = asyncio.create_task(moment(world), name="moment")  # type: ignore[arg-type]
                 await asyncio.wait((under_way, lost), return_when=asyncio.FIRST_COMPLETED)
                 lost.cancel()
+                if under_way.done():
+                    return under_way.result()
+                losses.append(_where(world, runs, order.part))
                 disk.dead = True
                 await _throw_away(under_way, world)
                 await asyncio.sleep(pause_s)
@@ -145,7 +182,19 @@ def lose_and_resume(
 
     tcp, serial = wire_latencies(room)
     outcome = run_virtual(main(), world, seed=seed, tcp=tcp, serial=serial)
-    return _look(directory, world, runs[-1], outcome)
+    return _look(directory, world, runs[-1], outcome, losses)
+
+
+def _where(world: VirtualWorld, runs: Sequence[Run], part: int) -> Lost:
+    state = world.room.plant.state
+    begun = len(runs) == part
+    return Lost(
+        part=part,
+        t_s=round(int(state["t_ns"]) * 1e-9, 6),
+        state=runs[-1].state.name if begun else "CHECKED",
+        visit=int(state["eng_visit"]),
+        beam=bool(state["beam_present"]),
+    )
 
 
 def next_order(plan: Path, room: Site, directory: Path, seed: int, decision: Decision | None) -> Order:
@@ -157,9 +206,6 @@ def next_order(plan: Path, room: Site, directory: Path, seed: int, decision: Dec
 
 async def _throw_away(part: asyncio.Task[Outcome], world: VirtualWorld) -> None:
     """End a controller without its being able to say a word to the plant."""
-    if part.done():
-        part.result()
-        return
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     network: Any = loop._network
@@ -182,8 +228,8 @@ async def _throw_away(part: asyncio.Task[Outcome], world: VirtualWorld) -> None:
     network.dial, network.open_line = dial, line
 
 
-def _look(directory: Path, world: VirtualWorld, run: Run, outcome: Outcome) -> Resumed:
-    found = Resumed(directory, world, run, outcome)
+def _look(directory: Path, world: VirtualWorld, run: Run, outcome: Outcome, losses: list[Lost]) -> Resumed:
+    found = Resumed(directory, world, run, outcome, losses=losses)
     with read_journal(directory / "journal.bin") as journal:
         found.truth = world.truth([list(programs) for programs in run.planned], journal.visits) or {}
         found.verdicts = [e["verdict"] for e in journal.events if e["event"] == "reconciliation"]

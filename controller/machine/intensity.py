@@ -63,10 +63,14 @@ def choose_intensity(
     particles: NDArray[np.float64],
     beam_off_after: NDArray[np.bool_],
     peak_gy: float,
+    *,
+    rest_of: float | None = None,
 ) -> Intensity:
     """Choose the level for a layer's visits: their particles, and whether beam goes off at the end of each.
 
     `peak_gy`: dose of one particle at its spot's centre (`controller.machine.overdose`). Visits must not be empty.
+    `rest_of`: the visits are one, the rest of a visit of so many particles that an earlier part began: its errors count
+    as shares of that, and its position was measured before, so it may be as short as beam and charge allow.
     Which limit decides is in the result, for messages.
     """
     smallest_at = int(np.argmin(particles))
@@ -75,7 +79,7 @@ def choose_intensity(
     bounds = []
 
     drift = max(drift_time_s(dosimetry.primary), drift_time_s(dosimetry.secondary))
-    shortest = max(SHORTEST_VISIT_S, DRIFT_TIMES * drift)
+    shortest = max(SHORTEST_VISIT_S if rest_of is None else 0.0, DRIFT_TIMES * drift)
     bounds.append(
         RateBound(
             smallest / shortest,
@@ -87,7 +91,7 @@ def choose_intensity(
     if site.scanning.mode == "discrete" and accelerator.ripple_rms * beam_off_s > 0:
         bounds.append(
             RateBound(
-                RIPPLE_SHARE * smallest / (accelerator.ripple_rms * beam_off_s),
+                RIPPLE_SHARE * (rest_of or smallest) / (accelerator.ripple_rms * beam_off_s),
                 f"its smallest visit has {smallest:.4g} particles, of which ripple while the beam goes off may be 1 %",
                 smallest_at,
             )

@@ -84,10 +84,12 @@ def program_of(
     energy_mev_u: float,
     corrections: Corrections,
     optics: Optics,
+    rest_of: float | None = None,
 ) -> LayerProgram:
     """Program of some visits of a layer, which it fills in: all of the layer's, or what an earlier part left of them.
 
-    `visits`: id, painting, spot, position, meterset and particles are given. Raises `LayerRefused`.
+    `visits`: id, painting, spot, position, meterset and particles are given. `rest_of`: there is one visit, and
+    it is the rest of one of so many particles. Raises `LayerRefused`.
     """
     layer = field.layers[layer_index]
     where = f"beam {field.number}, layer {layer_index}"
@@ -100,7 +102,7 @@ def program_of(
     level, rate = 0, site.accelerator.intensities_per_s[0]
     if len(visits):
         beam_off_after = (visits["flags"] & BEAM_OFF_AFTER) != 0
-        choice = choose_intensity(site, machine.ion, energy, particles, beam_off_after, peak_gy)
+        choice = choose_intensity(site, machine.ion, energy, particles, beam_off_after, peak_gy, rest_of=rest_of)
         if choice.level is None:
             at = choice.bound.visit
             raise LayerRefused(

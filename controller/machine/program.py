@@ -11,7 +11,9 @@ while beam is requested and for a tail window after, from the start of the layer
 where early is `early_on_counts` where the beam stays on into visit k + 1 (charge still drifting in the chamber),
 and `early_off_counts` where it goes off (the same, and the beam-off delay). Targets are cumulative, so what one visit
 gets too much the next gets less; nothing adds up over a layer. A visit that a hold or the end of a spill stops with
-less than half of `early` to go is over: so small a portion cannot be given, and no other spot may get it.
+less than half of `early` to go is over: so small a portion cannot be given, and no other spot may get it. With the
+safety chain open it is not over but stopped: a later part may give the rest at a lower intensity. While beam is still
+on after its request fell, visits end by `early_on_counts`, as with request.
 """
 
 from __future__ import annotations

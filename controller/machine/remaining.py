@@ -4,8 +4,8 @@ Visits keep their ids over all parts, so that "visit 37 of field 2" is one thing
 visits in order, hence what is left of a layer is its end, and one visit at most was begun and not finished. Before it
 there may be visits that the machine ended short of their plan; the rest of each is a program of its own.
 
-The rest of a visit is given when some intensity of the site can give it by the same rule that every visit obeys
-(`machine.intensity`): of one that was stopped together with what follows in the layer, where it needs no lower
+The rest of a visit is given when some intensity of the site can give it (`machine.intensity`, where the rules for rests
+are): of one that was stopped together with what follows in the layer, where the usual rules allow it at no lower
 intensity than that, else as a program of its own. Where no intensity can, or where the rest is no whole monitor count,
 it is forgone, and said: no spot ever gets more than its plan to make up for it, nor does another one. So is what a
 short visit lacks where a later layer was begun already: the guard's limits rise layer by layer, and there is no way
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from controller.machine.dosimetry import Corrections
 from controller.machine.field_program import treatment_machine
 from controller.machine.intensity import choose_intensity
-from controller.machine.layer_program import program_of
+from controller.machine.layer_program import LayerRefused, program_of
 from controller.machine.optics import Optics
 from controller.machine.overdose import peak_dose_gy_per_particle
 from controller.machine.program import LayerProgram
@@ -110,7 +110,7 @@ def remaining_field(
             # what a pedestal left below zero is not given on top
             lacks = float(program.visits["particles"][row] - max(0.0, given.particles_1[ids[row]]))
             passed = later and bool(given.short[ids[row]])
-            reason = "a later layer was begun" if passed else _cannot_be_given(site, program, lacks)
+            reason = "a later layer was begun" if passed else _cannot_be_given(site, program, int(row), lacks)
             if reason:
                 forgone.append(Forgone(program, int(row), lacks, reason))
                 continue
@@ -119,12 +119,13 @@ def remaining_field(
             rest["particles"] = lacks
             if row == last_begun and len(after):
                 apart = _build(site, field, program, after, corrections, optics)
-                together = _build(site, field, program, np.concatenate([rest, after]), corrections, optics)
-                if together.intensity_level == apart.intensity_level:
+                together = _together(site, field, program, np.concatenate([rest, after]), corrections, optics)
+                if together is not None and together.intensity_level == apart.intensity_level:
                     programs.append(together)
                     after = after[:0]
                     continue
-            programs.append(_build(site, field, program, rest, corrections, optics))
+            whole = float(program.visits["particles"][row])
+            programs.append(_build(site, field, program, rest, corrections, optics, rest_of=whole))
         if last_begun < 0:
             programs.append(program)
         elif len(after):
@@ -132,13 +133,16 @@ def remaining_field(
     return Remaining(tuple(programs), tuple(forgone))
 
 
-def _cannot_be_given(site: Site, program: LayerProgram, particles: float) -> str:
-    """Why a rest of so many particles cannot be given; empty where it can."""
+def _cannot_be_given(site: Site, program: LayerProgram, row: int, particles: float) -> str:
+    """Why a rest of so many particles of the visit in `row` cannot be given; empty where it can."""
     counts = particles * program.counts_per_particle
     if counts < 1.0:
         return f"{counts:.3g} monitor counts are left, less than one"
     peak_gy = peak_dose_gy_per_particle(program.ion, program.energy_mev_u, program.sigma_x_mm, program.sigma_y_mm)
-    alone = choose_intensity(site, program.ion, program.energy_mev_u, np.array([particles]), np.array([True]), peak_gy)
+    whole = float(program.visits["particles"][row])
+    alone = choose_intensity(
+        site, program.ion, program.energy_mev_u, np.array([particles]), np.array([True]), peak_gy, rest_of=whole
+    )
     if alone.level is None:
         return f"{alone.bound.reason}; the lowest intensity is {alone.rate_per_s:.4g}/s"
     return ""
@@ -151,6 +155,7 @@ def _build(
     visits: NDArray[np.void],
     corrections: Corrections,
     optics: Optics,
+    rest_of: float | None = None,
 ) -> LayerProgram:
     visits["flags"] = 0
     return program_of(
@@ -163,4 +168,20 @@ def _build(
         energy_mev_u=program.energy_mev_u,
         corrections=corrections,
         optics=optics,
+        rest_of=rest_of,
     )
+
+
+def _together(
+    site: Site,
+    field: PlanField,
+    program: LayerProgram,
+    visits: NDArray[np.void],
+    corrections: Corrections,
+    optics: Optics,
+) -> LayerProgram | None:
+    """The rest and what follows it as one program; None where the rest is too small for any usual visit."""
+    try:
+        return _build(site, field, program, visits, corrections, optics)
+    except LayerRefused:
+        return None

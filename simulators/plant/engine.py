@@ -2,7 +2,9 @@
 
 It counts while beam is requested and for a tail after; a visit ends when that count reaches the sum of all presets so
 far, less `early`. With the beam off and no tail left, a rest smaller than half of `early` is forgone: beam
-cannot be given in so small a portion, and no other spot may get it.
+cannot be given in so small a portion, and no other spot may get it (unless the chain is open: then the visit stays
+unfinished, for a later part). A request that falls in a visit (a hold, the chain) leaves beam on for the chopper's
+delay: as long as the count rises as with beam, visits end as with beam.
 
 In step mode there is no engine: electrometer 1 with its preset output counts and ends a visit by the very same rule,
 but the magnets are the PC's to set, a visit's preset comes while the one before runs, and beam waits for the PC's go.
@@ -239,15 +241,22 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
     if s.eng_sub != SUB_DELIVER:
         return STEP_US
     early = (plant.early_off[bank] if off_after else plant.early_on[bank]) * COUNT_UNIT
-    if s.request == 1:
+    beam = s.request == 1
+    if beam:
+        s.eng_step_counted = s.eng_counted - before
+    elif not off_after and t_end - s.request_off_ns < p.tail_ns:
+        # not off yet: as with beam, what drifts now is counted with the next visit
+        beam = 2 * (s.eng_counted - before) > s.eng_step_counted
+    if beam:
         threshold = s.eng_target - early
     elif t_end - s.request_off_ns < p.tail_ns:
         threshold = s.eng_target
     else:
-        threshold = s.eng_target - early // 2
+        # with the chain open no beam comes any more: what is left is another part's, which may choose its intensity
+        threshold = s.eng_target - early // 2 if s.closed == 1 else s.eng_target
     if s.eng_counted < threshold:
         return STEP_US
-    if s.request == 0 and s.eng_counted < s.eng_target:
+    if not beam and s.eng_counted < s.eng_target:
         # ended by a hold or a spill's end just before its time: the rest is forgone, never given to another spot
         s.eng_target = s.eng_counted
         s.eng_forgone = 1

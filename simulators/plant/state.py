@@ -262,6 +262,7 @@ STATE_FIELDS: Fields = (
     ("eng_visit_stretches", "i8", "stretches of request in this visit"),
     ("eng_forgone", "i8", "1: this visit gets no more beam for its rest"),
     ("eng_visit_counted", "i8", "count units when the visit began"),
+    ("eng_step_counted", "i8", "count units of the last step with request: what beam gives"),
     ("step_rows", "i8", "step mode: visits of the armed layer whose presets are there; written by the device"),
     ("step_go", "i8", "step mode: the visit that may have beam; written by the device"),
     ("eng_wait_until_ns", "i8", "ns, end of a tail"),
