@@ -129,7 +129,7 @@ def lose_and_resume(
 ) -> Resumed:
     """Deliver, losing the controller at each moment in turn (each from the beginning of its part); then to the end.
 
-    A part that ends before its moment is the last one.
+    A part that ends before its moment is the last one, unless something interrupted it.
 
     `meanwhile`: what happens to the plant while nobody controls it.
     """
@@ -168,9 +168,10 @@ def lose_and_resume(
                 lost = asyncio.create_task(moment(world), name="moment")  # type: ignore[arg-type]
                 await asyncio.wait((under_way, lost), return_when=asyncio.FIRST_COMPLETED)
                 lost.cancel()
-                if under_way.done():
+                if not under_way.done():
+                    losses.append(_where(world, runs, order.part))
+                elif under_way.result().status != "interrupted":
                     return under_way.result()
-                losses.append(_where(world, runs, order.part))
                 disk.dead = True
                 await _throw_away(under_way, world)
                 await asyncio.sleep(pause_s)
@@ -206,6 +207,9 @@ def next_order(plan: Path, room: Site, directory: Path, seed: int, decision: Dec
 
 async def _throw_away(part: asyncio.Task[Outcome], world: VirtualWorld) -> None:
     """End a controller without its being able to say a word to the plant."""
+    if part.done():
+        part.result()
+        return
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     network: Any = loop._network
