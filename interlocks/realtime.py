@@ -59,6 +59,8 @@ SEEN_SHARE = 0.5
 """Least share of a spot's charge that the strips around its place must show."""
 
 
+PART_FRAMES = 15
+"""Strip frames (1.5 ms) from which the place of a part of a visit is judged: a long visit does not wait for its end."""
 PEDESTAL_SPAN_NS = 200_000_000
 FRAME_NS = 100_000
 
@@ -286,6 +288,47 @@ def judge_visit(m, row, t_ns, now_ns):
         mean = (mean_x * mean_x + mean_y * mean_y) ** 0.5
         if mean > limits.position_mean_mm:
             latch(m, POSITION_MEAN, mean, limits.position_mean_mm, t_ns, now_ns)
+
+
+@compiled
+def begin_part(m):
+    """Forget the part of the running visit that has been judged."""
+    v = m.running
+    v.part_frames = 0
+    v.part_counts = 0
+    v.part_s0_x = 0
+    v.part_s1_x = 0
+    v.part_s0_y = 0
+    v.part_s1_y = 0
+
+
+@compiled
+def judge_part(m, rest, t_ns, now_ns):
+    """Where the beam has been since this was last judged in this visit, once it has brought the charge to tell.
+
+    Bad strips are left out, not filled: where there are any, twice as much is allowed until the visit's end. Of the
+    `rest` at a visit's end nothing is called unseen: charge that drifts after the beam is counted, and has no place.
+    """
+    v = m.running
+    limits = m.limits
+    plan = m.plan[v.visit]
+    if v.part_counts < 2.0 * limits.minimum_counts:
+        return
+    doubt = 2.0 if m.state.bad_x + m.state.bad_y > 0 else 1.0
+    seen = min(v.part_s0_x, v.part_s0_y) / float(limits.strip_units_per_count)
+    wanted = SEEN_SHARE / doubt * v.part_counts
+    if seen < wanted:
+        if not rest:
+            latch(m, SPOT_NOT_SEEN, seen, wanted, t_ns, now_ns)
+    else:
+        x_mm = (float(v.part_s1_x) / float(v.part_s0_x) + 0.5) * limits.pitch_x_mm
+        y_mm = (float(v.part_s1_y) / float(v.part_s0_y) + 0.5) * limits.pitch_y_mm
+        dx = (x_mm - plan.x_strip_mm) / limits.strip_scale_x
+        dy = (y_mm - plan.y_strip_mm) / limits.strip_scale_y
+        error = (dx * dx + dy * dy) ** 0.5
+        if error > doubt * plan.position_limit_mm:
+            latch(m, SPOT_POSITION, error, doubt * plan.position_limit_mm, t_ns, now_ns)
+    begin_part(m)
 
 
 @compiled

@@ -18,7 +18,7 @@ from drivers.wires.frames import (
     SCAN_Y_REDUNDANT_MA,
 )
 from interlocks import numbers
-from interlocks.realtime import MOVING_FRAMES, VISIT_APART_FRAMES
+from interlocks.realtime import MOVING_FRAMES, PART_FRAMES, VISIT_APART_FRAMES
 from tests.frame_script import SETTLE_TICKS, Script
 from tests.plan_models import spots
 from tests.plant_rig import CARBON, LATENCY_NS, TOKEN, monitor_path, programs_of
@@ -473,6 +473,31 @@ def test_the_cause_latches_its_condition(script: Script, number: int, what: str,
 def test_just_below_its_limit_nothing_latches(script: Script, what: str, cause: Cause) -> None:
     cause(script)
     assert script.path.trip() is None
+
+
+def test_a_long_visit_that_goes_astray_does_not_wait_for_its_end(script: Script) -> None:
+    add_1, add_2 = script.rates()
+    script.begin(1)
+    script.tick(24, add_1=add_1, add_2=add_2)
+    script.shift_mm = 1.03 * plan_of(script, "position_limit_mm")
+    for _ in range(2 * PART_FRAMES):
+        trip = script.tick(add_1=add_1, add_2=add_2)
+        if trip is not None:
+            break
+    assert trip is not None
+    assert (trip.number, trip.visit) == (numbers.SPOT_POSITION, 1)
+
+
+def test_the_rest_of_a_visit_is_judged_with_its_end(script: Script) -> None:
+    add_1, add_2 = script.rates()
+    script.begin(1)
+    script.tick(20, add_1=add_1, add_2=add_2)
+    script.shift_mm = 1.5 * plan_of(script, "position_limit_mm")
+    assert script.tick(10, add_1=add_1, add_2=add_2) is None, "of the whole visit, within its limit"
+    script.begin(2)
+    trip = script.tick()
+    assert trip is not None
+    assert (trip.number, trip.visit) == (numbers.SPOT_POSITION, 1)
 
 
 def test_every_number_has_a_cause_here() -> None:

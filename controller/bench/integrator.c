@@ -224,6 +224,39 @@ static double sum(const double *values, int count)
     return total;
 }
 
+static void begin_part(memory_t *m)
+{
+    visit_t *v = &m->running;
+    v->part_frames = 0;
+    v->part_counts = 0;
+    v->part_s0_x = v->part_s1_x = v->part_s0_y = v->part_s1_y = 0;
+}
+
+static void judge_part(memory_t *m, int rest, int64_t t_ns, int64_t now_ns)
+{
+    const visit_t *v = &m->running;
+    const limits_t *limits = &m->limits;
+    const plan_t *plan = &m->plan[v->visit];
+    if ((double)v->part_counts < 2.0 * limits->minimum_counts)
+        return;
+    double doubt = m->state.bad_x + m->state.bad_y > 0 ? 2.0 : 1.0;
+    double seen = (double)smaller(v->part_s0_x, v->part_s0_y) / (double)limits->strip_units_per_count;
+    double wanted = SEEN_SHARE / doubt * (double)v->part_counts;
+    if (seen < wanted) {
+        if (!rest)
+            latch(m, SPOT_NOT_SEEN, seen, wanted, t_ns, now_ns);
+    } else {
+        double x_mm = ((double)v->part_s1_x / (double)v->part_s0_x + 0.5) * limits->pitch_x_mm;
+        double y_mm = ((double)v->part_s1_y / (double)v->part_s0_y + 0.5) * limits->pitch_y_mm;
+        double dx = (x_mm - plan->x_strip_mm) / limits->strip_scale_x;
+        double dy = (y_mm - plan->y_strip_mm) / limits->strip_scale_y;
+        double error = pow(dx * dx + dy * dy, 0.5);
+        if (error > doubt * plan->position_limit_mm)
+            latch(m, SPOT_POSITION, error, doubt * plan->position_limit_mm, t_ns, now_ns);
+    }
+    begin_part(m);
+}
+
 static void judge_visit(memory_t *m, const measured_t *row, int64_t t_ns, int64_t now_ns)
 {
     state_t *s = &m->state;
@@ -519,12 +552,14 @@ static inline double width_mm(int64_t s0, int64_t s1, int64_t s2, double pitch_m
     return variance > 0.0 ? sqrt(variance) * pitch_mm : NAN;
 }
 
-static void end_visit(memory_t *m, int64_t t_ns, int64_t counts, int beam_goes_on)
+static void end_visit(memory_t *m, int64_t t_ns, int64_t counts, int beam_goes_on, int64_t now_ns)
 {
     state_t *s = &m->state;
     visit_t *v = &m->running;
     const limits_t *limits = &m->limits;
     const plan_t *plan = &m->plan[v->visit];
+    if (v->part_frames < v->strip_frames)
+        judge_part(m, 1, t_ns, now_ns);
     measured_t *row = &m->measured[s->measured % MEASURED_RING];
     row->visit = v->visit;
     row->t_start_ns = v->t_start_ns;
@@ -617,6 +652,7 @@ static void begin_visit(memory_t *m, int64_t visit, int64_t t_ns, int64_t counts
     memset(m->strip_sums, 0, sizeof m->strip_sums);
     v->strip_frames = 0;
     v->strip_counts = 0;
+    begin_part(m);
     v->lost = 0;
     v->saturated = 0;
 }
@@ -684,7 +720,7 @@ static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
         if (v->ended == 1)
             publish_visit(m, -1, now_ns);
         if (v->visit > 0) {
-            end_visit(m, word_i64(d, 7), word_i64(d, 6), visit > 0 && beam && requested);
+            end_visit(m, word_i64(d, 7), word_i64(d, 6), visit > 0 && beam && requested, now_ns);
         } else {
             v->late_1 = 0.0;
             v->late_2 = 0.0;
@@ -699,12 +735,20 @@ static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
         s->row_s0_x += sums.s0;
         s->row_s1_x += sums.s1;
         s->row_s2_x += sums.s2;
+        v->part_s0_x += sums.s0;
+        v->part_s1_x += sums.s1;
         sums = plane_sums(m, d, STRIPS, plan->y_strip_mm, plan->sigma_y_strip_mm, limits->pitch_y_mm);
         s->row_s0_y += sums.s0;
         s->row_s1_y += sums.s1;
         s->row_s2_y += sums.s2;
+        v->part_s0_y += sums.s0;
+        v->part_s1_y += sums.s1;
         v->strip_frames += 1;
         v->strip_counts += delta;
+        v->part_frames += 1;
+        v->part_counts += delta;
+        if (v->part_frames >= PART_FRAMES)
+            judge_part(m, 0, t_ns, now_ns);
     }
     if ((s->flags_1 & FLAG_SATURATED) != 0)
         v->saturated = 1;

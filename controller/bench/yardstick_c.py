@@ -47,7 +47,15 @@ OTHER_CONSTANTS = (
     (integrator, ("QUIET_NS", "QUIET_KEPT_NS", "ACTION_NONE", "ACTION_PERMIT", "ACTION_DROP")),
     (
         realtime,
-        ("OFF_WINDOW_FRAMES", "MOVING_FRAMES", "VISIT_APART_FRAMES", "FRESH_NS", "SEEN_SHARE", "PEDESTAL_SPAN_NS"),
+        (
+            "OFF_WINDOW_FRAMES",
+            "MOVING_FRAMES",
+            "VISIT_APART_FRAMES",
+            "FRESH_NS",
+            "SEEN_SHARE",
+            "PART_FRAMES",
+            "PEDESTAL_SPAN_NS",
+        ),
     ),
     (memory, ("MAX_VISITS", "MEASURED_RING", "ROW_RING", "MEAN_VISITS")),
 )

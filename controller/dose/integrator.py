@@ -35,10 +35,12 @@ from drivers.wires.frames import (
 )
 from interlocks.numbers import CLOCK_DRIFT
 from interlocks.realtime import (
+    PART_FRAMES,
     judge_frame_1,
     judge_frame_2,
     judge_frame_3,
     judge_liveness,
+    judge_part,
     judge_pedestal,
     judge_sequence,
     leases_hold,
@@ -147,12 +149,20 @@ def integrate_1(m, buffer, now_ns):
         s.row_s0_x += s0
         s.row_s1_x += s1
         s.row_s2_x += s2
+        v.part_s0_x += s0
+        v.part_s1_x += s1
         s0, s1, s2 = plane_sums(m, buffer.i32, STRIPS, plan.y_strip_mm, plan.sigma_y_strip_mm, limits.pitch_y_mm)
         s.row_s0_y += s0
         s.row_s1_y += s1
         s.row_s2_y += s2
+        v.part_s0_y += s0
+        v.part_s1_y += s1
         v.strip_frames += 1
         v.strip_counts += delta
+        v.part_frames += 1
+        v.part_counts += delta
+        if v.part_frames >= PART_FRAMES:
+            judge_part(m, False, t_ns, now_ns)
     if s.flags_1 & FLAG_SATURATED != 0:
         v.saturated = 1
     s.row_flags |= s.flags_1

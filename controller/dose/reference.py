@@ -77,6 +77,10 @@ class Visit:
     late_2: float = 0.0
     frames: list[Kept] = field(default_factory=list)
     """Frames of electrometer 1 after the one that showed the change."""
+    used: int = 0
+    """Of these, frames whose strips count."""
+    part: list[Kept] = field(default_factory=list)
+    """Of these, since the beam's place was last judged."""
     lost: int = 0
     saturated: bool = False
 
@@ -216,6 +220,7 @@ class Listener(Protocol):
     def lost(self, stream: int, lost: int, in_second: int) -> None: ...
     def restarted(self, stream: int) -> None: ...
     def visit_changes(self, before: Visit, visit: int) -> None: ...
+    def part_complete(self, visit: Visit, counts: int, x: Moments, y: Moments, rest: bool) -> None: ...
     def row_complete(self, row: Row) -> None: ...
     def frame_integrated(self, frame: Frame, delta: int, before: Frame | None) -> None: ...
     def turn(self, now_ns: int) -> None: ...
@@ -356,7 +361,13 @@ class Integrator:
         visit = self.visit
         if frame.visit == visit.id:
             if visit.id > 0:
-                visit.frames.append(Kept(frame, self.pedestals, frozenset(self.bad), delta))
+                kept = Kept(frame, self.pedestals, frozenset(self.bad), delta)
+                visit.frames.append(kept)
+                if self._counts(visit, kept):
+                    visit.used += 1
+                    visit.part.append(kept)
+                    if len(visit.part) >= 15:
+                        self._close_part(visit)
             return
         if self._listener is not None:
             self._listener.visit_changes(visit, frame.visit)
@@ -374,13 +385,31 @@ class Integrator:
             self._close(visit, following, frame)
         self.visit = following
 
+    def _counts(self, visit: Visit, kept: Kept) -> bool:
+        """Whether the strips of a frame belong to the visit: beam, and no more on its way there."""
+        since_ns = kept.frame.t_ns - FRAME_NS - visit.t_start_ns
+        return bool(kept.frame.flags & FLAG_BEAM) and bool(since_ns >= self.limits["blind_ns"])
+
+    def _close_part(self, visit: Visit, *, rest: bool = False) -> None:
+        """Have the place of a part of a visit judged, where it has the charge for that."""
+        counts = sum(kept.delta for kept in visit.part)
+        if counts < 2.0 * self.limits["minimum_counts"]:
+            return
+        plan = self.planned(visit.id)
+        planes = []
+        for axis, first in (("x", 0), ("y", STRIPS)):
+            strips = window(plan[f"{axis}_strip_mm"], plan[f"sigma_{axis}_strip_mm"], self.limits[f"pitch_{axis}_mm"])
+            of_frames = [moments(strip_charges([kept], first, strips)) for kept in visit.part]
+            planes.append(Moments(sum(p.s0 for p in of_frames), sum(p.s1 for p in of_frames)))
+        visit.part = []
+        if self._listener is not None:
+            self._listener.part_complete(visit, counts, planes[0], planes[1], rest)
+
     def _close(self, visit: Visit, following: Visit, frame: Frame) -> None:
         limits, plan = self.limits, self.planned(visit.id)
-        used = [
-            item
-            for item in visit.frames
-            if item.frame.flags & FLAG_BEAM and item.frame.t_ns - FRAME_NS >= visit.t_start_ns + limits["blind_ns"]
-        ]
+        if len(visit.part) < visit.used:
+            self._close_part(visit, rest=True)
+        used = [item for item in visit.frames if self._counts(visit, item)]
         planes, biases, quality = [], [], 0
         for axis, first in (("x", 0), ("y", STRIPS)):
             plane, bias_mm, bits = self._plane(used, axis, first, plan)

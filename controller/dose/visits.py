@@ -14,7 +14,7 @@ from controller.dose.strips import centroid_mm, close_plane, width_mm
 from controller.record.schema import QUALITY_FRAMES_LOST, QUALITY_NO_POSITION, QUALITY_SATURATED
 from drivers.compiled import compiled
 from drivers.wires.frames import FRAME_NS, STRIPS
-from interlocks.realtime import judge_visit
+from interlocks.realtime import begin_part, judge_part, judge_visit
 
 
 @compiled
@@ -39,6 +39,8 @@ def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
     v = m.running
     limits = m.limits
     plan = m.plan[v.visit]
+    if v.part_frames < v.strip_frames:  # else the visit is its only part, and judged as a whole
+        judge_part(m, True, t_ns, now_ns)
     row = m.measured[s.measured % m.measured.shape[0]]
     row.visit = v.visit
     row.t_start_ns = v.t_start_ns
@@ -124,5 +126,6 @@ def begin_visit(m, visit, t_ns, counts):
     m.strip_sums[:] = 0
     v.strip_frames = 0
     v.strip_counts = 0
+    begin_part(m)
     v.lost = 0
     v.saturated = 0

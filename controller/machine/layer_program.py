@@ -15,7 +15,7 @@ from controller.machine.intensity import choose_intensity
 from controller.machine.optics import CURRENT_RESOLUTION_A, Optics, spot_sigma_mm
 from controller.machine.overdose import peak_dose_gy_per_particle
 from controller.machine.program import BEAM_OFF_AFTER, BEAM_OFF_MOVE, VISIT_PLAN_DTYPE, LayerProgram
-from controller.machine.runaway import EXCESS_LIMIT_GY
+from controller.machine.runaway import EXCESS_LIMIT_GY, FRAME_S
 from controller.machine.spacing import nearest_neighbour_mm
 from controller.plan.model import Layer, PlanField
 from drivers.errors import Refused
@@ -127,10 +127,10 @@ def program_of(
         _set_currents(optics, energy, visits)
         visits["preset_counts"] = _presets(visits, particles * per_particle, where)
         visits["expected_counts_2"] = particles * per_particle_2
-        cap = EXCESS_LIMIT_GY / peak_gy * per_particle_2
-        visits["backup_counts"] = _backups(
-            site, visits["expected_counts_2"], rate * (lag_2_s + beam_off_s) * per_particle_2, cap
-        )
+        late_2 = rate * (lag_2_s + beam_off_s) * per_particle_2
+        # what comes until the chain has turned and beam is off is in the quarter of a gray, and so is the gain's error
+        cap = EXCESS_LIMIT_GY / peak_gy * per_particle_2 - late_2 - rate * FRAME_S * per_particle_2
+        visits["backup_counts"] = _backups(site, visits["expected_counts_2"], late_2, cap)
         visits["time_limit_ms"] = _time_limits(site, visits, rate, where)
         visits["position_limit_mm"] = _position_limits(site, layer, visits, max(sigma_x, sigma_y))
     return LayerProgram(
@@ -215,12 +215,15 @@ def _backups(site: Site, expected: Floats, late_counts: float, cap: float) -> Fl
     """Counts at which electrometer 2 ends the visit by itself.
 
     Excess over the expected counts: the greater of the site's share and its floor, and what beam and charge still
-    come after a decision at this rate (`late_counts`); not more than 0.25 Gy at the spot's centre (`cap`), and never
-    less than the floor, below which electrometer 2 would stop good beam.
+    come after a decision at this rate (`late_counts`); not more than 0.25 Gy at the spot's centre (`cap`, less what
+    electrometer 2 may be wrong by), and never less than the floor, nor than both chambers' gains may be apart: below
+    that electrometer 2 would stop good beam.
     """
     floor = site.tolerances.secondary_spot_counts
+    wrong = site.dosimetry.secondary.gain_uncertainty * expected
+    apart = wrong + site.dosimetry.primary.gain_uncertainty * expected
     excess = np.maximum(site.tolerances.secondary_spot * expected, floor) + late_counts
-    excess = np.maximum(np.minimum(excess, cap), floor)
+    excess = np.maximum(np.minimum(excess, cap - wrong), np.maximum(floor, apart))
     return np.minimum(np.ceil(expected + excess), float(np.iinfo(np.uint32).max))
 
 

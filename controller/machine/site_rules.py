@@ -48,8 +48,9 @@ SITE_RULES: tuple[Rule, ...] = (
     _refuse(
         "RATE_UNSAFE",
         "Even at the lowest intensity a beam that runs away would give 0.25 Gy too much at a spot's centre before it "
-        "is stopped: a spike of ten times the intensity until electrometer 2 has cut it, or a chopper that stays open "
-        "until the accelerator has stopped. The intensity of a layer is chosen below both bounds.",
+        "is stopped: a spike of ten times the intensity until electrometer 2 has cut it, a chopper that stays open "
+        "until the accelerator has stopped, or a beam beside its place until that has been judged. The intensity of a "
+        "layer is chosen below all three bounds.",
         "Deliver in a room with a lower intensity, or a faster chopper.",
     ),
     _refuse(
