@@ -160,8 +160,9 @@ class Supervisor:
             return
         self._sequence = envelope.sequence
         if isinstance(message, LayerLimits):
-            self._layers[message.field, message.layer] = message
-            self._compare()
+            if not self._agreed:  # what was compared is what limits are made of: nobody changes it afterwards
+                self._layers[message.field, message.layer] = message
+                self._compare()
         elif isinstance(message, Wish):
             self._take_wish(message, now_ns)
         elif isinstance(message, Reset):
@@ -256,7 +257,7 @@ class Supervisor:
     def _compare(self) -> None:
         """Once all layers are there, see whether what the controller means is what the plan says."""
         said = self._said
-        if said is None or self._agreed or self.refused is not None or len(self._layers) < said.layers:
+        if said is None or self.refused is not None or len(self._layers) < said.layers:
             return
         for index, field in enumerate(self._expected):
             for number, layer in enumerate(field.layers):

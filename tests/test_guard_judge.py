@@ -283,6 +283,18 @@ def test_the_digest_sees_what_runs_backwards() -> None:
     assert (digest[d.VISIT], digest[d.BACKWARD], digest[d.FELL], digest[d.BEAM_NS], digest[d.FLANKS]) == (0, 0, 0, 0, 0)
 
 
+def test_a_new_digest_and_a_new_field_forget_what_they_should() -> None:
+    assert (d.WORDS, d.ALL_FLAGS) == (15, 0xFFFFFFFF)
+    digest = [7] * d.WORDS
+    d.begin_field(digest)
+    fields_own = {d.VISIT, d.BACKWARD, d.FELL, d.BEAM_NS, d.FLANKS}
+    assert digest == [0 if word in fields_own else 7 for word in range(15)]
+    d.new_digest(digest)
+    assert digest == [0xFFFFFFFF if word == d.FLAGS_ALL else 0 for word in range(15)]
+    d.take_frame(digest, 0, 1000, 0, 0, 500)  # the first one says nothing of the time before it
+    assert (digest[d.QUIET_NS], digest[d.QUIET_COUNTS], digest[d.FRAMES]) == (0, 0, 1)
+
+
 def test_a_finding_without_a_number_is_nan_not_zero() -> None:
     found = judge.judge_sensors(dataclasses.replace(SENSORS, ion="none"), LIMITS, 50, 0.5)
     assert found is not None

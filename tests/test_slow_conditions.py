@@ -223,6 +223,13 @@ def test_a_fresh_answer_with_an_old_heartbeat_is_an_old_answer(device: str, stoo
 
 
 @pytest.mark.parametrize("device", GOOD)
+def test_exactly_as_old_as_allowed_a_status_is_not_stale(device: str) -> None:
+    for age_ns, stale in ((0, []), (AGE_NS, []), (AGE_NS + 1, [device]), (-1, [device])):
+        statuses = {**seen(), device: Seen(GOOD[device], NOW_NS - age_ns, AGE_NS)}
+        assert [v.detail for v in judge(statuses, EXPECTED, NOW_NS) if v.id == "STATUS_STALE"] == stale
+
+
+@pytest.mark.parametrize("device", GOOD)
 def test_a_device_without_any_status_is_a_violation_where_something_is_expected_of_it(device: str) -> None:
     statuses = {name: status for name, status in seen().items() if name != device}
     found = judge(statuses, EXPECTED, NOW_NS)

@@ -1,9 +1,11 @@
 """Removes each protective mechanism in turn and sees whether a test notices.
 
-    python -m tests.mutants run guard slow        (groups of tests/mutants/modules.py; all where none is named)
+    python -m tests.mutants run realtime slow       (groups of tests/mutants/modules.py; all where none is named)
+    python -m tests.mutants list                    (how many changes there are, and how many have no result)
     python -m tests.mutants page > docs/safety/mutants.md
 
-Results go to tests/mutants/results.json. What was noticed is not run again, unless --again is given.
+Results go to tests/mutants/results.json as they come, so that a run may be ended and begun again. What has a result for
+the code and tests as they are is not run again, unless --again is given.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ import os
 import random
 import subprocess
 import sys
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,15 +24,10 @@ from tests.mutants.changes import Change, changes_of
 from tests.mutants.loop import MutantLoop, quicken
 from tests.mutants.modules import GROUPS
 from tests.mutants.page import page
+from tests.mutants.results import NOTICED, ROOT, Result, holds, load_results, result, save_results
 from tests.mutants.rows import matrix_changes
 
-ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).with_name("results.json")
-
-
-def load_results() -> dict[str, Any]:
-    """Group: file: id: verdict."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-W", "ignore:overflow:RuntimeWarning", "--timeout", "0", "--capture", "no")
 
 
 def all_changes(group: str) -> list[tuple[Any, Change]]:
@@ -46,45 +41,31 @@ def all_changes(group: str) -> list[tuple[Any, Change]]:
 
 
 def attack(
-    group: str, *, workers: int, again: bool, sample: int | None, seed: int, keep: bool = True
-) -> dict[str, Any]:
-    """Run one group in this process; verdicts by id."""
+    group: str, *, workers: int, again: bool, sample: int | None, seed: int, cpu_s: float, keep: bool = True
+) -> dict[str, Result]:
+    """Run one group in this process; results by id."""
     if GROUPS[group].interpreted:
         quicken()
-    results = load_results()
-    known: dict[str, Any] = {} if not keep else results.setdefault(group, {})
+    known = load_results().get(group, {}) if keep else {}
     everything = all_changes(group)
     for gone in set(known) - {change.id for _, change in everything}:
         del known[gone]
-    chosen = [
-        (tree, c) for tree, c in everything if again or known.get(c.id, {}).get("verdict") not in ("killed", "timeout")
-    ]
+    chosen = [(tree, c) for tree, c in everything if again or not holds(group, c, known.get(c.id))]
     if sample is not None:
         chosen = random.Random(seed).sample(chosen, min(sample, len(chosen)))
+    if not chosen:
+        return known
 
     def done(change: Change, verdict: str, test: str) -> None:
-        known[change.id] = {"line": change.line, "verdict": verdict, "test": test}
+        known[change.id] = result(group, change, verdict, test)
         if keep:
-            beside = RESULTS.with_suffix(f".{os.getpid()}")
-            latest = {**load_results(), group: known}
-            beside.write_text(json.dumps(latest, indent=0, sort_keys=True) + "\n", encoding="utf-8")
-            beside.replace(RESULTS)
-        print(f"{verdict:9} {change.file}:{change.line} {change.id.split(': ', 1)[1]}  {test[-60:]}", file=sys.stderr)
+            save_results(group, known)
+        print(f"{verdict:9} {change.id}:{change.line}  {test[-80:]}", file=sys.stderr, flush=True)
 
-    loop = MutantLoop(ROOT, lambda: chosen, done, workers)
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore:overflow:RuntimeWarning",
-        "--timeout",
-        "0",
-        "--capture",
-        "no",
-    ]
-    tests = [str(ROOT / t) for t in GROUPS[group].tests if (ROOT / t).exists()]
-    pytest.main([*options, "--rootdir", str(ROOT), *tests], plugins=[loop])
+    noticed_by = {name: one["test"] for name, one in known.items() if one["verdict"] in NOTICED}
+    loop = MutantLoop(ROOT, lambda: chosen, done, workers, noticed_by, cpu_s)
+    tests = [str(ROOT / t) for t in GROUPS[group].tests]
+    pytest.main([*OPTIONS, "--rootdir", str(ROOT), *tests], plugins=[loop])
     for name in sorted(loop.failed):
         print(f"fails as it is, not used: {name}", file=sys.stderr)
     return known
@@ -95,19 +76,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("what", choices=("run", "page", "list"))
     parser.add_argument("groups", nargs="*", default=[])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="also what was noticed before")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="also what has a result that holds")
+    parser.add_argument(
+        "--cpu-s", type=float, default=60.0, help="most of it for one change; slowest tests are left out"
+    )
     parser.add_argument("--sample", type=int, help="only so many, chosen by --seed, and nothing written")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "page":
-        possible = Counter(change.file for group in GROUPS for _, change in all_changes(group))
-        print(page(load_results(), possible), end="")
+        print(page(load_results(), {group: [c for _, c in all_changes(group)] for group in GROUPS}), end="")
         return 0
     groups = options.groups or list(GROUPS)
     if options.what == "list":
+        results = load_results()
         for group in groups:
-            print(group, len(all_changes(group)))
+            changes = [change for _, change in all_changes(group)]
+            missing = sum(not holds(group, c, results.get(group, {}).get(c.id)) for c in changes)
+            print(f"{group}: {len(changes)} changes, {missing} without a result")
         return 0
     if len(groups) > 1 or (GROUPS[groups[0]].interpreted and os.environ.get("NUMBA_DISABLE_JIT") != "1"):
         for group in groups:  # each in a process of its own: interpreted or not is settled at import
@@ -118,13 +104,17 @@ def main() -> int:
             )
         return 0
     keep = options.sample is None
-    if keep:
-        os.nice(10)
-    verdicts = attack(
-        groups[0], workers=options.workers, again=options.again, sample=options.sample, seed=options.seed, keep=keep
+    results = attack(
+        groups[0],
+        workers=options.workers,
+        again=options.again,
+        sample=options.sample,
+        seed=options.seed,
+        cpu_s=options.cpu_s,
+        keep=keep,
     )
     if not keep:
-        print(json.dumps(verdicts))
+        print(json.dumps(results))
     return 0
 
 

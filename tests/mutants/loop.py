@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import gc
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -29,8 +31,10 @@ from drivers.wires import frames
 from interlocks import conditions
 from tests.mutants.changes import Change, changed_code
 
-FACTOR, LEAST_S = 8.0, 30.0
-"""A changed run may take so many times what the tests took as they are, and so long at least: it may never end."""
+FACTOR, LEAST_S = 8.0, 600.0
+"""A changed run may take so many times what the tests took as they are, and so long at least: it may wait for ever."""
+CPU_FACTOR, CPU_LEAST_S = 6.0, 4.0
+"""The same for a single test, of the processor's time: it may turn for ever."""
 
 
 class MutantLoop:
@@ -42,18 +46,34 @@ class MutantLoop:
         choose: Callable[[], list[tuple[Any, Change]]],
         done: Callable[[Change, str, str], None],
         workers: int,
+        noticed_by: dict[str, str],
+        most_cpu_s: float,
     ) -> None:
+        """`noticed_by`: the test that noticed a change (by its id) in a former run, to be asked first.
+
+        `most_cpu_s`: tests that take longer altogether are left out, the slowest first.
+        """
         self.root = root
         self.choose = choose
         self.done = done
         self.workers = workers
+        self.noticed_by = noticed_by
+        self.most_cpu_s = most_cpu_s
         self.failed: set[str] = set()
         self._now = ""
         self._child: int | None = None
         self._ran: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
         self._starts: dict[tuple[str, str], int] = {}
         self._seconds: dict[str, float] = {}
+        self._cpu_s: dict[str, float] = {}
         self._noticed: defaultdict[str, list[str]] = defaultdict(list)
+
+    def pytest_configure(self) -> None:
+        """A counter-example is enough: the smallest one is not looked for."""
+        from hypothesis import Phase, settings  # noqa: PLC0415 - not before pytest has loaded its plugin
+
+        settings.register_profile("mutants", phases=(Phase.explicit, Phase.generate), deadline=None, derandomize=True)
+        settings.load_profile("mutants")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A failure of a child is what was hoped for, and its end."""
@@ -70,13 +90,16 @@ class MutantLoop:
         chosen = self.choose()
         restore = self._listen(chosen)
         for item in session.items:
-            started = time.perf_counter()
+            started, started_cpu = time.perf_counter(), time.process_time()
             self._now = item.nodeid
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
             self._seconds[item.nodeid] = time.perf_counter() - started
+            self._cpu_s[item.nodeid] = time.process_time() - started_cpu
         for function, code in restore:
             function.__code__ = code
         items = {item.nodeid: item for item in session.items if item.nodeid not in self.failed}
+        gc.collect()
+        gc.freeze()  # what every child shares stays shared
         self._attack(items, chosen)
         return True
 
@@ -110,7 +133,10 @@ class MutantLoop:
         if change.function:
             names &= self._ran[file, self._starts[file, change.function]]
         before = self._noticed[change.file + change.function]
-        return sorted(names, key=lambda n: (-before.count(n), self._seconds[n], n))
+        first = self.noticed_by.get(change.id)
+        ordered = sorted(names, key=lambda n: (n != first, -before.count(n), self._cpu_s[n], n))
+        so_far = accumulate(self._cpu_s[n] for n in ordered)
+        return [n for n, cpu_s in zip(ordered, so_far, strict=True) if cpu_s <= self.most_cpu_s or n == ordered[0]]
 
     def _attack(self, items: dict[str, pytest.Item], chosen: list[tuple[Any, Change]]) -> None:
         running: dict[int, tuple[int, Change, float]] = {}
@@ -152,7 +178,8 @@ class MutantLoop:
         if test and not test.startswith("!"):
             self._noticed[change.file + change.function].append(test)
         code = os.waitstatus_to_exitcode(status)
-        verdict = "timeout" if late else {0: "survived", 1: "killed"}.get(code, "broken")
+        endless = late or code == -signal.SIGPROF
+        verdict = "timeout" if endless else {0: "survived", 1: "killed"}.get(code, "broken")
         self.done(change, verdict, test)
 
     def _be_wrong(self, tree: Any, change: Change, items: list[pytest.Item], write: int) -> None:
@@ -167,6 +194,8 @@ class MutantLoop:
         self._child = write
         try:
             for item in items:
+                limit_s = max(CPU_LEAST_S, CPU_FACTOR * self._cpu_s[item.nodeid])
+                signal.setitimer(signal.ITIMER_PROF, limit_s)  # ends this process
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         except BaseException as error:  # a change may raise anything, SystemExit included
             os.write(write, f"{items[0].nodeid.split('::')[0]}: {type(error).__name__}".encode())
@@ -176,12 +205,12 @@ class MutantLoop:
 
 def exchange(tree: Any, change: Change, root: Path) -> None:
     """Make the change in this process. Raises `LookupError` where the function is not loaded."""
+    conditions.matrix.cache_clear()
+    conditions.by_number.cache_clear()
     if change.file.endswith(".toml"):
         changed = Path(tempfile.mkdtemp(prefix="mutant-")) / "matrix.toml"
         changed.write_text(change.node, encoding="utf-8")
         conditions.MATRIX = changed
-        conditions.matrix.cache_clear()
-        conditions.by_number.cache_clear()
         return
     file = str(root / change.file)
     code = changed_code(tree, change, file)

@@ -17,49 +17,65 @@ class Group:
 
 
 GROUPS = {
+    "matrix": Group(False, ("interlocks/matrix.toml",), ("tests/test_interlock_matrix.py",)),
     "realtime": Group(
         True,
         ("interlocks/realtime.py", "controller/dose/frame_clock.py"),
-        ("tests/test_realtime_conditions.py", "tests/test_realtime_permits.py"),
+        ("tests/test_realtime_permits.py", "tests/test_realtime_conditions.py"),
     ),
     "decide": Group(
         True,
         ("controller/dose/integrator.py",),
-        ("tests/test_realtime_conditions.py", "tests/test_realtime_permits.py"),
+        ("tests/test_realtime_permits.py", "tests/test_realtime_conditions.py"),
         ("decide", "handle_frame", "handle_frame_at", "handle_silence", "obey_control", "clear_latch", "start_field"),
     ),
     "permits": Group(True, ("drivers/wires/permits.py",), ("tests/test_codecs.py", "tests/test_guard_link.py")),
     "chain": Group(True, ("simulators/plant/chain.py",), ("tests/test_plant_chain.py",)),
-    "digest": Group(True, ("interlocks/guard_digest.py",), ("tests/test_guard_parts.py",)),
     "slow": Group(
         False,
         (
             "interlocks/slow.py",
             "interlocks/latch.py",
-            "interlocks/invariant.py",
             "interlocks/conditions.py",
         ),
+        ("tests/test_slow_conditions.py", "tests/test_interlock_matrix.py"),
+    ),
+    "roles": Group(
+        False,
+        ("interlocks/roles.py", "interlocks/confirmation.py"),
         (
-            "tests/test_roles.py",
-            "tests/test_slow_conditions.py",
-            "tests/test_invariant.py",
-            "tests/test_interlock_matrix.py",
+            "tests/test_roles.py::test_roles_by_name",
+            "tests/test_roles.py::test_with_one_real_device_the_name_simulated_has_no_role_even_if_the_site_lists_it",
+            "tests/test_roles.py::test_every_condition_is_reset_by_whom_the_matrix_says",
+            "tests/test_roles.py::test_one_reserved_condition_among_others_is_named_and_once",
+            "tests/test_arming.py::test_a_confirmation_holds_for_its_field_and_set_up_and_for_its_time",
         ),
     ),
     "invariant": Group(False, ("interlocks/invariant.py",), ("tests/test_invariant.py",)),
-    "matrix": Group(False, ("interlocks/matrix.toml",), ("tests/test_interlock_matrix.py",)),
     "overdose": Group(
         False, ("controller/machine/overdose.py",), ("tests/test_machine_physics.py", "tests/test_machine_program.py")
     ),
     "guard": Group(
         False,
-        ("interlocks/guard_judge.py", "interlocks/guard_plan.py", "interlocks/guard_state.py"),
+        (
+            "interlocks/guard_judge.py",
+            "interlocks/guard_plan.py",
+            "interlocks/guard_state.py",
+            "interlocks/guard_numbers.py",
+        ),
         ("tests/test_guard_judge.py", "tests/test_guard_plan.py"),
+    ),
+    "guard_wires": Group(False, ("drivers/wires/guard_link.py",), ("tests/test_guard_link.py",)),
+    "digest": Group(False, ("interlocks/guard_digest.py",), ("tests/test_guard_judge.py",)),
+    "supervisor": Group(
+        False,
+        ("interlocks/guard_supervisor.py",),
+        ("tests/test_guard_supervisor.py",),
     ),
     "guard_room": Group(
         False,
-        ("interlocks/guard_numbers.py", "interlocks/guard_supervisor.py", "interlocks/guard.py"),
-        ("tests/test_guard_judge.py", "tests/test_guard_parts.py", "tests/test_guard_delivery.py"),
+        ("interlocks/guard.py",),
+        ("tests/test_guard_delivery.py",),
     ),
     "delivery": Group(
         False,
@@ -68,6 +84,6 @@ GROUPS = {
             "controller/delivery/integrity.py",
             "controller/delivery/stopping.py",
         ),
-        ("tests/test_integrity.py", "tests/test_invariant.py", "tests/test_delivery_faults.py"),
+        ("tests/test_integrity.py", "tests/test_delivery_faults.py"),
     ),
 }

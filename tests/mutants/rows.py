@@ -1,25 +1,25 @@
-"""Wrongs done to the interlock matrix: each condition removed, renumbered, or with another action, latch or reset."""
+"""Wrongs done to the interlock matrix: each condition removed, or with a weaker action, latch, reset or place."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.mutants.changes import Change
+from tests.mutants.changes import Change, short_hash
 
-EDITS: tuple[tuple[str, str, str], ...] = (
-    ("another action", r'action = "drop"', 'action = "warn"'),
+EDITS: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = (
+    ("holds instead of dropping", r'action = "drop"', 'action = "hold"'),
     ("starts nothing -> only warns", r'action = "inhibit"', 'action = "warn"'),
     ("does not latch", r"latch = true", "latch = false"),
-    ("latches", r"latch = false", "latch = true"),
     ("an operator may reset it", r'reset = "physicist"', 'reset = "operator"'),
-    ("only a physicist may reset it", r'reset = "operator"', 'reset = "physicist"'),
     ("the stopper is not closed", r"escalate = true\n", ""),
     ("another number", r"number = (\d+)", r"number = 1\1"),
-    ("may take a hundred times as long", r"budget_ms = (\d+)\.0", r"budget_ms = \g<1>00.0"),
+    ("judged by a task", r'where = "(?!task)\w+"', 'where = "task"'),
+    ("judged by the guard", r'where = "task"', 'where = "guard"'),
+    ("may take twice as long", r"budget_ms = (\d+)", lambda found: f"budget_ms = {2 * int(found[1])}"),
 )
 
 
@@ -42,4 +42,4 @@ def _changes(text: str, file: str) -> Iterator[Change]:
             if other != row:
                 whole = "".join([*rows[:number], other, *rows[number + 1 :]])
                 said = f"{found[1]}: {what}"
-                yield Change(f"{file}: {said}", file, line, line, "", said, nothing, "", None, whole)
+                yield Change(f"{file}: {said}", file, line, "", said, short_hash(row), nothing, "", None, whole)
