@@ -225,7 +225,7 @@ def test_a_fresh_answer_with_an_old_heartbeat_is_an_old_answer(device: str, stoo
 @pytest.mark.parametrize("device", GOOD)
 def test_exactly_as_old_as_allowed_a_status_is_not_stale(device: str) -> None:
     for age_ns, stale in ((0, []), (AGE_NS, []), (AGE_NS + 1, [device]), (-1, [device])):
-        statuses = {**seen(), device: Seen(GOOD[device], NOW_NS - age_ns, AGE_NS)}
+        statuses = {**seen(), device: Seen(GOOD[device], NOW_NS - age_ns, AGE_NS, NOW_NS)}
         assert [v.detail for v in judge(statuses, EXPECTED, NOW_NS) if v.id == "STATUS_STALE"] == stale
 
 
