@@ -259,7 +259,14 @@ class Electrometer(Connected, Protocol):
         ...
 
     async def load_backup(
-        self, bank: int, first_visit: int, limits: NDArray[np.uint32], rate_limit_per_s: float, deadline: Deadline
+        self,
+        bank: int,
+        first_visit: int,
+        limits: NDArray[np.uint32],
+        rate_limit_per_s: float,
+        deadline: Deadline,
+        *,
+        pedestal_per_s: float = 0.0,
     ) -> None:
         """Electrometer 2: own limits per visit (counts since the visit's start), read back and compared."""
         ...

@@ -69,7 +69,14 @@ class Electrometer(RegisterDriver):
         await stream_to(self, host, port, slot, deadline)
 
     async def load_backup(
-        self, bank: int, first_visit: int, limits: NDArray[np.uint32], rate_limit_per_s: float, deadline: Deadline
+        self,
+        bank: int,
+        first_visit: int,
+        limits: NDArray[np.uint32],
+        rate_limit_per_s: float,
+        deadline: Deadline,
+        *,
+        pedestal_per_s: float = 0.0,
     ) -> None:
         """Own limits per visit, every register read back. The bank is empty while it is being written."""
         if bank not in (0, 1) or not 1 <= len(limits) <= BANK_ROWS:
@@ -83,6 +90,7 @@ class Electrometer(RegisterDriver):
         head["visits"] = len(limits)
         # Rounded down: a limit may become stricter by a count, never laxer.
         head["rate_limit_per_s"] = int(rate_limit_per_s)
+        head["pedestal_per_s"] = int(pedestal_per_s)
         await self.link.write_rows("heads", bank, head, deadline)
 
     async def latches(self, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:

@@ -41,6 +41,8 @@ class Memory:
     fields: dict[str, Delivered] = field(default_factory=dict)
     open_field: int | None = None
     """Armed when this was written; `counter` is the counter at its arming."""
+    pedestal_per_s: float = 0.0
+    """Counts a second that electrometer 2 showed without beam when this was written."""
 
 
 class StateFile:

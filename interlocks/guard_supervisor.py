@@ -325,8 +325,10 @@ class Supervisor:
         if opened is None:
             idle_ns = self._wall_ns() - memory.counter_wall_ns
             found = judge_idle(counted, idle_ns, tolerances.pedestal_counts_per_s, tolerances.field_dose_counts)
-        else:  # a guard ended with that field armed: what came since is the field's
-            found = judge_left_open(counted, self._most_counts(opened))
+        else:  # a guard ended with that field armed: what came since is the field's, but for the pedestal of that time
+            pedestal = max(0.0, memory.pedestal_per_s * 1e-9 * max(0, self._wall_ns() - memory.counter_wall_ns))
+            found = judge_left_open(counted, self._most_counts(opened) + pedestal)
+            counted = max(0.0, counted - pedestal) if found is None else counted
         if found is not None and self.simulator_anew:
             self._event("counter_forgotten", counted=counted, why="a simulator was started anew, with another counter")
             memory.open_field = None
@@ -434,9 +436,7 @@ class Supervisor:
     def dose(self, armed: Armed) -> Dose:
         """What the field has got, from the retained counter."""
         digest = [int(word) for word in self.digest]
-        bound = self.site.tolerances.pedestal_counts_per_s * 1e-9
-        per_ns = digest[d.QUIET_COUNTS] / digest[d.QUIET_NS] if digest[d.QUIET_NS] > 0 else 0.0
-        pedestal = min(max(per_ns, -bound), bound) * (digest[d.T_NS] - armed.base_t_ns)
+        pedestal = self._pedestal_per_ns() * (digest[d.T_NS] - armed.base_t_ns)
         return Dose(
             counts=armed.before.counts + digest[d.COUNTS] - armed.base_counts - pedestal,
             beam_ns=armed.before.beam_ns + digest[d.BEAM_NS],
@@ -478,6 +478,12 @@ class Supervisor:
         self._agreed = False
         self._disarm(now_ns)
 
+    def _pedestal_per_ns(self) -> float:
+        """What electrometer 2 counts without beam, within the site's limit of it."""
+        counts, span_ns = int(self.digest[d.QUIET_COUNTS]), int(self.digest[d.QUIET_NS])
+        bound = self.site.tolerances.pedestal_counts_per_s * 1e-9
+        return min(max(counts / span_ns if span_ns > 0 else 0.0, -bound), bound)
+
     def close(self, now_ns: int) -> None:
         """The guard ends: what was delivered is written down.
 
@@ -494,6 +500,7 @@ class Supervisor:
         """Write the memory down; without that nothing is permitted."""
         if self.digest[d.FRAMES] > 0:
             self.memory.counter, self.memory.counter_wall_ns = int(self.digest[d.COUNTS]), self._wall_ns()
+            self.memory.pedestal_per_s = self._pedestal_per_ns() * 1e9
         try:
             self._state.save(self.memory)
         except OSError as error:

@@ -222,9 +222,9 @@ async def test_frames_are_sent_where_they_should_go() -> None:
 async def test_backup_limits_are_loaded_latches_read_and_a_trip_is_reset() -> None:
     driver, model, port = electrometer()
     limits = np.arange(500, dtype=np.uint32) * 70_000
-    await driver.load_backup(1, 900, limits, 1234567.8, within(5))
+    await driver.load_backup(1, 900, limits, 1234567.8, within(5), pedestal_per_s=48.0)
     assert_array_equal(model.bank.rows("backup", 16384, 500)["limit_counts"], limits)
-    assert model.bank.rows("heads", 1, 1)[0].tolist() == (900, 500, 1234567)
+    assert model.bank.rows("heads", 1, 1)[0].tolist() == (900, 500, 1234567, 48)
     rows = np.zeros(45, model.bank.codec("latches").dtype)
     rows["visit"] = np.arange(45) + 1
     rows["counts"] = 2**50 + np.arange(45)

@@ -244,6 +244,20 @@ def test_electrometer_2_ends_a_visit_that_electrometer_1_does_not_see_the_end_of
     assert RASTER.visits["particles"][0] < particles / ION_UNIT < bound
 
 
+@pytest.mark.parametrize("pedestal_per_s", [0, 50])
+def test_electrometer_2_takes_the_pedestal_of_a_long_hold_for_no_dose_if_it_was_told_of_it(pedestal_per_s: int) -> None:
+    rig = rig_for(RASTER)
+    rig.plant.parameters["pedestal_2"] = round(40.0 * 1e-5 * COUNT_UNIT)
+    rig.plant.backup_pedestal[0] = pedestal_per_s
+    rig.start()
+    rig.run(5)
+    rig.state["eng_hold"] = 1
+    rig.run(600_000)  # 60 s: 2,400 counts
+    rig.state["eng_hold"] = 0
+    rig.run(70)
+    assert rig.state["backup_trip"] == (pedestal_per_s == 0)
+
+
 def test_electrometer_2_ends_beam_of_too_high_a_rate() -> None:
     rig = rig_for(RASTER)
     rig.plant.backup_rate[0] = round(2 * RASTER.rate_per_s * RASTER.counts_per_particle_2 * 1e-4)

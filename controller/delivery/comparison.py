@@ -154,7 +154,7 @@ def _compare_open(
             found.reasons.append(
                 f"electrometer {number} counts {per_s:.0f}/s without beam, limit {tolerances.pedestal_counts_per_s:.0f}"
             )
-        pedestal = per_s * reading.powered_s
+        pedestal = per_s * max(0.0, reading.powered_s - _inside_visits_s(journal, tail if found.tail_usable else None))
         left = round(between - pedestal)
         limit = tolerances.field_dose * (booked + in_tail) + tolerances.field_dose_counts
         if between < 0 and since >= 0:
@@ -186,6 +186,12 @@ def _compare_open(
     frames_only = bool((carried.since["quality"] & QUALITY_FROM_FRAMES).any())
     if found.tail_rows or frames_only:
         found.verdict = "explained"
+
+
+def _inside_visits_s(journal: NDArray[np.void], tail: Tail | None) -> float:
+    """For how long visits ran: their pedestal is in their own counts, also of one that stayed open for long."""
+    rows = [journal] if tail is None else [journal, tail.engine]
+    return sum(float((r["t_end_ns"].astype(np.int64) - r["t_start_ns"].astype(np.int64)).sum()) for r in rows) * 1e-9
 
 
 def _tail_counts(carried: Carried, tail: Tail, number: int) -> int:

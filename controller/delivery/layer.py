@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 from controller.clock import now_ns
@@ -21,6 +22,10 @@ from interlocks.slow import angle_difference, judge
 READY = 2
 COMMAND_S = 2.0
 DOWNLOAD_S = 60.0
+PEDESTAL_DRIFT = 0.5
+"""Of a pedestal, within a field."""
+PEDESTAL_FLOOR_PER_S = 10.0
+"""Counts a second that a pedestal may be off besides; 60 s of them are the dose of 2e4 carbon ions."""
 LOOK_S = 0.1
 PORT_TOLERANCE_DEG = 0.5
 SAID = (
@@ -49,6 +54,20 @@ def layer_event(run: Run, program: LayerProgram, phase: str, **values: float | i
     )
 
 
+def backup_pedestal_per_s(run: Run) -> float:
+    """Counts a second that electrometer 2's backup takes for pedestal, as long as a visit is open.
+
+    A visit stays open while a gate holds it, between two spills, and after its controller has died. It is the pedestal
+    that frames have shown without beam, with room for its drift: a leak of less than that the backup does not see.
+    Never more than the site allows of a pedestal.
+    """
+    state = run.path.monitor.state
+    quiet_ns = int(state["quiet_ns_2"])
+    measured = max(0.0, int(state["quiet_counts_2"]) * 1e9 / quiet_ns) if quiet_ns else 0.0
+    allowed = (1.0 + PEDESTAL_DRIFT) * measured + PEDESTAL_FLOOR_PER_S
+    return math.ceil(min(allowed, run.site.tolerances.pedestal_counts_per_s))
+
+
 async def download(run: Run, program: LayerProgram, bank: int, ends: Table) -> None:
     """Put a layer's table into the engine and its backup limits into electrometer 2, read back and compared.
 
@@ -72,7 +91,12 @@ async def download(run: Run, program: LayerProgram, bank: int, ends: Table) -> N
         group.create_task(run.devices.scan_controller.download(bank, table, deadline), name="table")
         group.create_task(
             run.devices.electrometer_2.load_backup(
-                bank, table.first_visit, v["backup_counts"], rate_limit + 10 / 1e-4, deadline
+                bank,
+                table.first_visit,
+                v["backup_counts"],
+                rate_limit + 10 / 1e-4,
+                deadline,
+                pedestal_per_s=backup_pedestal_per_s(run),
             ),
             name="backup limits",
         )

@@ -105,6 +105,7 @@ class PlantElectrometer:
         if self._number == 2:
             for bank, head in enumerate(self._device.rows("heads", first, count), first):
                 self._plant.backup_first[bank] = head["first_visit"]
+                self._plant.backup_pedestal[bank] = head["pedestal_per_s"]
                 self._plant.backup_rate[bank] = round(float(head["rate_limit_per_s"]) * FRAME_NS * 1e-9)
 
     def latches(self, first: int, count: int) -> NDArray[np.void]:

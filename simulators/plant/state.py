@@ -373,6 +373,7 @@ MEMORY = np.dtype(
         ("gated", "<i8", (2,)),
         ("backup_first", "<i8", (2,)),
         ("backup_rate", "<i8", (2,)),  # counts per frame that trip, 0: off
+        ("backup_pedestal", "<i8", (2,)),  # counts per second by which a visit's limit rises
         ("x_set_ma", "<i4", (2, CAPACITY)),
         ("y_set_ma", "<i4", (2, CAPACITY)),
         ("preset", "<u4", (2, CAPACITY)),

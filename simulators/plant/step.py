@@ -56,14 +56,16 @@ def obey_commands(plant, t_ns):
 
 
 @compiled
-def watch_backup(plant):
+def watch_backup(plant, t_ns):
     """Electrometer 2's own limits, once a step."""
     s = plant.state
     if s.eng_visit > 0 and s.backup_trip == 0:
         row = s.eng_visit - plant.backup_first[s.backup_bank]
         limit = 0  # a visit that it has no row for may not count anything
         if row >= 0 and row < plant.backup.shape[1]:
-            limit = int(plant.backup[s.backup_bank, row])
+            # a visit that is held, or waits for a spill, goes on counting its pedestal
+            pedestal = int(plant.backup_pedestal[s.backup_bank]) * (t_ns - s.eng_visit_start_ns) // 1_000_000_000
+            limit = int(plant.backup[s.backup_bank, row]) + pedestal
         if s.retained_2 + (s.counts_2 >> 24) - s.backup_counts > limit:
             s.backup_trip = 1
             s.backup_visit = s.eng_visit
@@ -101,7 +103,7 @@ def busy_frame(plant, t_ns):
             s.eng_counted += s.counts_1 - counts_1
         visit = s.eng_visit
         part = judge_step(plant, t, counted, counts_1, counts_2)
-        watch_backup(plant)
+        watch_backup(plant, t)
         if units > 0:
             s.beam_ns += beam_ns
             s.beam_last_ns = t + STEP_NS
