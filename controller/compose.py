@@ -254,6 +254,8 @@ class VirtualWorld:
         self._guard = RoomGuardWires(self._guard_permit)
         self.lines = DatagramFaults()
         self._own_faults: OwnFaults | None = None
+        self._lies: list[Action] = []
+        """Of a controller that is defective from its beginning."""
         self._ahead_ns = 0
         self.room.player.outside = self._outside
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
@@ -345,6 +347,8 @@ class VirtualWorld:
     def follow(self, run: Run, commands: Commands) -> None:
         """From now on, faults are placed by the plan that this run delivers, in whichever part of it."""
         self._own_faults = OwnFaults(run, commands)
+        for action in self._lies:
+            self._own_faults.host(action.how, action.settings)
         self.room.player.plan = RunPlaces(run)
 
     def save(self, path: Path) -> None:
@@ -375,6 +379,9 @@ class VirtualWorld:
             self._stall(action.how, round(float(action.settings["ms"]) * 1e6))
             return None
         own = self._own_faults
+        if own is None and action.how == "lies":
+            self._lies.append(action)
+            return None
         if own is None:
             raise BadInput(f"fault {fault.name}: nobody has opened a session at {fault.place.words()}; try 'prepared'")
         if action.kind == "operator":

@@ -15,14 +15,45 @@ from typing import Any
 
 from controller.commands import Commands
 from controller.delivery.run import Run
-from controller.delivery.states import UndefinedTransition
+from controller.delivery.states import State, UndefinedTransition
 from controller.record.disk import Disk
 from drivers.errors import Refused, Stopped
+from drivers.wires.guard_link import LayerLimits, Message, Session, Wish
 from interlocks.roles import SIMULATED
 
+SOON_S = 0.001
 Undo = Callable[[], None] | None
 SPARE = 0
 """Descriptors that may still be opened when there are none left."""
+
+
+Lie = Callable[[Message], Message | None]
+
+
+def _wish(change: Callable[[Wish], Wish | None]) -> Lie:
+    return lambda m: change(m) if isinstance(m, Wish) and m.layer >= 0 else m
+
+
+def _limits(change: Callable[[LayerLimits], LayerLimits]) -> Lie:
+    return lambda m: change(m) if isinstance(m, LayerLimits) else m
+
+
+def _session(change: Callable[[Session], Session]) -> Lie:
+    return lambda m: change(m) if isinstance(m, Session) else m
+
+
+LIES: Mapping[str, Lie] = {
+    "silent": lambda m: None if isinstance(m, Wish) else m,
+    "layer": _wish(lambda m: m._replace(layer=m.layer + 1)),
+    "visits": _wish(lambda m: m._replace(last_visit=max(m.first_visit, m.last_visit - 3))),
+    "unnamed": _wish(lambda m: m._replace(layer=-1, first_visit=0, last_visit=0)),
+    "particles": _limits(lambda m: m._replace(particles=m.particles * 1.002)),
+    "energy": _limits(lambda m: m._replace(energy_mev_u=m.energy_mev_u + 0.02)),
+    "ktp": _session(lambda m: m._replace(ktp=m.ktp * 1.004)),
+    "part": _session(lambda m: m._replace(part=m.part + 1)),
+    "plan": _session(lambda m: m._replace(plan_sha256=bytes(32))),
+}
+"""What a defective controller makes of a message to the guard; None: it says nothing."""
 
 
 class FailingDisk(Disk):
@@ -74,7 +105,28 @@ class OwnFaults:
             return None
         if how == "edited":
             return self._edit(str(settings["what"]))
+        if how == "aborts":
+            self._commands.abort(SIMULATED, "pressed in a scenario")
+            return None
+        if how == "confirms":
+            task = asyncio.create_task(self._confirm(str(settings["what"])), name="operator confirms")
+            self._tasks.add(task)
+            return None
         raise RuntimeError(f"no operator does {how!r}")
+
+    async def _confirm(self, what: str) -> None:
+        """Whoever looks at the patient finds another one, or a position that is not right."""
+        run, report = self._run, self._commands.report
+        while run.state is State.CHECKED:  # nobody asks before the room is prepared
+            await asyncio.sleep(SOON_S)
+        known = "" if report is None or report.loaded is None else report.loaded.patient.id
+        field = max(0, run.tally.field_index) + (what == "field")
+        try:
+            self._commands.confirm(
+                SIMULATED, "somebody else" if what == "patient" else known, field, position_ok=what != "position"
+            )
+        except (Refused, UndefinedTransition) as error:
+            run.event("warning", text=f"operator: {error}")
 
     async def _command(self, name: str) -> None:
         commands = self._commands
@@ -125,7 +177,20 @@ class OwnFaults:
             self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (SPARE, self._limits[1]))
             return self._descriptors
+        if how == "lies":
+            return self._lie(str(settings["what"]))
         raise RuntimeError(f"no host does {how!r}")
+
+    def _lie(self, what: str) -> Undo:
+        """A defective controller: what it says to the guard is not what it does."""
+
+        async def lie() -> None:
+            while not self._run.guard.attached:
+                await asyncio.sleep(SOON_S)
+            self._run.guard.liar = LIES[what]
+
+        self._tasks.add(asyncio.create_task(lie(), name="a lie to the guard"))
+        return lambda: setattr(self._run.guard, "liar", None)
 
     def _disk(self, disk: Disk) -> Undo:
         journal = self._run.journal

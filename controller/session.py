@@ -251,7 +251,7 @@ async def deliver(
 
 
 async def _fields(commands: Commands, treatment: Treatment, order: Order) -> Outcome:
-    """Every field in turn. Refused only before anything could move; from then on a treatment is stopped."""
+    """Every field in turn. Refused only before there could be beam; from the first field on a treatment is stopped."""
     try:
         await commands.prepare()
     except Stopped as error:
@@ -266,7 +266,9 @@ async def _fields(commands: Commands, treatment: Treatment, order: Order) -> Out
             await commands.beam_on(order.operator)
     except Stopped as error:
         return Outcome("interrupted", str(error), error.exit_status)
-    except Refused as error:  # patient, position or output QA: nothing is armed, and the room was moved already
+    except Refused as error:  # patient, position or output QA: nothing is armed
+        if not treatment.run.tally.visits_done and order.carried is None:
+            return Outcome("refused", str(error), error.exit_status)
         commands.abort(order.operator, str(error))
         return Outcome("interrupted", str(error), Stopped.exit_status)
     return Outcome("completed")

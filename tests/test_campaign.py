@@ -102,12 +102,18 @@ def test_a_stop_under_another_name_is_safe_but_unnamed() -> None:
 
 
 def test_a_fault_that_nobody_noticed_is_unnamed_unless_it_was_weak_late_or_may_pass() -> None:
-    passed = replace(GOOD, status="completed", first_out="", reaction=None)
+    passed = replace(GOOD, status="completed", first_out="", reaction=None, harm_gy=0.1)
     assert judge(passed).verdict == "safe_unnamed"
-    assert judge(replace(passed, harmless=True)).verdict == "safe_named"
-    assert judge(replace(passed, beam_s_left=0.1)).verdict == "safe_named"
-    assert judge(replace(passed, expected=("none",))).verdict == "safe_named"
-    assert judge(replace(passed, fired=False)).verdict == "safe_named"
+    for change, why in (
+        ({"harmless": True}, "weak"),
+        ({"beam_s_left": 0.1}, "late"),
+        ({"exposed_s": 5e-4}, "brief"),
+        ({"harm_gy": 0.01}, "no effect"),
+        ({"expected": ("none",)}, "allowed"),
+        ({"fired": False}, "not begun"),
+    ):
+        verdict = judge(replace(passed, **change))
+        assert (verdict.verdict, verdict.passed) == ("safe_named", why)
 
 
 def test_a_refusal_names_its_reason_in_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,8 +39,24 @@ def summarise(results: Iterable[dict[str, Any]], head: dict[str, Any], jobs: int
         "by_room": {room: _counts([c for c in cases if c["room"] == room]) for room in _rooms(cases)},
         "by_condition": {name: _condition(name, [c for c in played if c["ended"] == name]) for name in conditions},
         "raised": sorted({name for case in cases for name in case["trips"]}),
+        "coverage": {name: _coverage(name, played) for name in matrix()},
+        "passed": _tally([case["passed"] for case in played if case["passed"]]),
         "bad": [case for case in cases if case["verdict"] != SAFE_NAMED],
     }
+
+
+def _coverage(name: str, cases: Sequence[Case]) -> dict[str, Any]:
+    """How often a condition was first-out, latched at all, or the reason of a refusal, and by which faults."""
+    word = re.compile(rf"\b{name}\b")
+    first = [case for case in cases if case["ended"] == name]
+    latched = [case for case in cases if name in case["trips"]]
+    refused = [case for case in cases if case["ended"] == "refused" and word.search(case["message"])]
+    by = sorted({case["fault"] for case in (*latched, *refused)})
+    return {"first_out": len(first), "latched": len(latched), "refused": len(refused), "faults": by}
+
+
+def _tally(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in sorted(set(names))}
 
 
 def _rooms(cases: Sequence[Case]) -> list[str]:
@@ -65,6 +82,7 @@ def _fault(cases: Sequence[Case]) -> dict[str, Any]:
     return {
         **_counts(cases),
         "completed": sum(case["ended"] == "none" for case in cases),
+        "passed": _tally([case["passed"] for case in cases if case["passed"]]),
         "never_fired": sum(not case["fired"] for case in cases),
         "worst_overdose_gy": worst["harm_gy"],
         "worst_misplaced_gy": _worst(cases, "misplaced_gy"),

@@ -2,8 +2,14 @@
 
 Unsafe is: an excess at the worst point of 0.25 Gy or more, beam at the plant after the end, a treatment called
 completed with spots outside tolerance in truth, counts that do not add up, or a treatment that hangs or dies.
-Named is: the first-out is one that the fault may have, or the treatment completed within tolerance where that is
-allowed: the fault does no harm, it is weaker than what must be found, or it came too late to be found.
+Named is: the first-out is one that the fault may have. A treatment that completed has no first-out; it was within
+tolerance in truth, or it were unsafe, and it is named only where one of these holds, which is kept and counted:
+
+    allowed     the catalogue says that the fault may pass
+    not begun   its place was never reached
+    weak        weaker than the example that the catalogue promises to be found
+    late        there were less than 2 s of beam left, brief: it passed, and visits had it for less than a millisecond
+    no effect   in truth nobody got 0.02 Gy too much anywhere
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ NO_TRIP = "none"
 REFUSED = "refused"
 TOO_LATE_S = 2.0
 """A fault with less beam left than this may go unfound: the slowest condition has 1.6 s."""
+NO_EFFECT_GY = 0.02
+"""Less than this at the worst point is what gains known to 0.3 % and noise give without any fault."""
 TOO_SHORT_S = 1e-3
 """A fault that has passed and had visits for no longer than this: what goes off takes a quarter of it."""
 NOTHING = TruthDose(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -96,6 +104,8 @@ class Verdict:
     ended: str
     """First-out condition, none (completed) or refused."""
     facts: Facts
+    passed: str = ""
+    """Of a treatment with a fault that completed: why that is all right."""
 
     @property
     def unsafe(self) -> bool:
@@ -120,6 +130,8 @@ class Verdict:
             "fired": facts.fired,
             "verdict": self.verdict,
             "why": list(self.why),
+            "passed": self.passed,
+            "message": facts.message[:400],
             "ended": self.ended,
             "detail": facts.detail,
             "trips": list(facts.trips),
@@ -141,8 +153,22 @@ def judge(facts: Facts) -> Verdict:
     why = _unsafe(facts)
     if why:
         return Verdict(UNSAFE, tuple(why), ended, facts)
-    unnamed = _unnamed(facts, ended)
-    return Verdict(SAFE_UNNAMED if unnamed else SAFE_NAMED, (unnamed,) if unnamed else (), ended, facts)
+    passed = _passed(facts) if ended == NO_TRIP else ""
+    unnamed = "" if passed else _unnamed(facts, ended)
+    return Verdict(SAFE_UNNAMED if unnamed else SAFE_NAMED, (unnamed,) if unnamed else (), ended, facts, passed)
+
+
+def _passed(facts: Facts) -> str:
+    """Why a fault may pass unnamed; empty: it may not."""
+    reasons = (
+        ("allowed", NO_TRIP in facts.expected),
+        ("not begun", not facts.fired),
+        ("weak", facts.harmless),
+        ("late", facts.beam_s_left < TOO_LATE_S),
+        ("brief", facts.exposed_s < TOO_SHORT_S),
+        ("no effect", facts.harm_gy < NO_EFFECT_GY),
+    )
+    return next((reason for reason, holds in reasons if holds), "")
 
 
 def _ended(facts: Facts) -> str:
@@ -177,8 +203,6 @@ def _unnamed(facts: Facts, ended: str) -> str:
     if ended in facts.expected:
         return ""
     if ended == NO_TRIP:
-        if not facts.fired or facts.harmless or facts.beam_s_left < TOO_LATE_S or facts.exposed_s < TOO_SHORT_S:
-            return ""
         return f"completed within tolerance, and nobody noticed; want one of {', '.join(facts.expected)}"
     if ended == REFUSED:
         return "" if facts.message and facts.fired else "refused without a reason"

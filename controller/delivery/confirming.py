@@ -29,9 +29,9 @@ def confirm(run: Run, operator: str, field: int, wanted: int, *, patient_ok: boo
 def require_confirmation(run: Run, field: int) -> None:
     """Trip, and raise `AlreadyTripped`, without a valid confirmation; it is used up.
 
-    Where every device is simulated and nobody has confirmed, there is no patient: the name `simulated` confirms.
+    Where every device is simulated and nobody has said anything, there is no patient: the name `simulated` confirms.
     """
-    if run.confirmation is None and run.site.all_simulated:
+    if run.confirmation is None and run.site.all_simulated and not run.confirmation_refused:
         _note(run, SIMULATED, field, "")
     given, run.confirmation = run.confirmation, None
     valid_ns = round(run.site.operators.confirmation_s * 1e9)
@@ -44,4 +44,5 @@ def require_confirmation(run: Run, field: int) -> None:
 
 def _note(run: Run, operator: str, field: int, why: str) -> None:
     run.confirmation = None if why else Confirmation(operator, field, run.set_ups, now_ns())
+    run.confirmation_refused = bool(why)
     run.event("confirmation", operator=operator, field=field, passed=not why, reason=why)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from controller.machine.program import LayerProgram
@@ -53,6 +53,8 @@ class GuardLink:
     def __init__(self, site: Site, key: bytes = b"", end: GuardEnd | None = None) -> None:
         self.site = site
         self.status: Status | None = None
+        self.liar: Callable[[Message], Message | None] | None = None
+        """Of a fault scenario: what a defective controller makes of what it says; None of it: nothing."""
         self._key = key
         self._end = end
         self._session = 0
@@ -182,9 +184,10 @@ class GuardLink:
         self._send(wish)
 
     def _send(self, message: Message) -> None:
-        if self._end is not None:
+        said = message if self.liar is None else self.liar(message)
+        if self._end is not None and said is not None:
             self._sequence += 1
-            self._end.send(encode(Envelope(self._session, self._sequence, message), self._key))
+            self._end.send(encode(Envelope(self._session, self._sequence, said), self._key))
 
 
 def _layer_limits(program: LayerProgram, field: Sequence[LayerProgram]) -> LayerLimits:

@@ -85,6 +85,8 @@ class Run:
     set_ups: int = 0
     """Set-ups begun: a confirmation is for one."""
     confirmation: Confirmation | None = None
+    confirmation_refused: bool = False
+    """The last one given was: wrong patient, field or position. It stands until a right one is given."""
     """Of patient and position, as given last; void with the next set-up."""
     field_confirmed: int | None = None
     """The field that was armed with a valid confirmation."""
