@@ -171,6 +171,22 @@ def test_the_air_of_the_room(temperature_c: float, pressure_hpa: float, words: s
     assert found is None or (words is not None and found.detail.startswith(words))
 
 
+def test_a_ktp_at_its_bound_is_allowed() -> None:
+    ktp = judge.ktp_of(SITE, 20.0, 1000.0)
+    for bounds in ((ktp, 2.0), (0.5, ktp)):
+        changes = dict(zip(("ktp_min", "ktp_max"), bounds, strict=True))
+        site = SITE.model_copy(update={"dosimetry": SITE.dosimetry.model_copy(update=changes)})
+        assert judge.judge_air(site, RULES, 20.0, 1000.0) is None
+
+
+def test_the_guards_own_allowances_are_what_was_decided() -> None:
+    assert (judge.FLANK_NS, judge.BEAM_FLOOR_NS) == (500_000, 20_000_000)
+
+
+def test_a_jump_at_its_limit_is_allowed() -> None:
+    assert judge.judge_jump("GUARD_CORRECTIONS", 1.5, 1.0, 0.5, "kTP") is None
+
+
 def test_ktp_is_that_of_trs_398() -> None:
     assert judge.ktp_of(SITE, 20.0, 1013.25) == pytest.approx(1.0)
     assert judge.ktp_of(SITE, 22.0, 1005.0) == pytest.approx(1.0151, abs=5e-5)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.machine.dosimetry import Corrections, counts_per_particle
 from controller.plan.load import load_plan
 from drivers.errors import BadInput, Refused
-from interlocks import guard_numbers
+from interlocks import guard_numbers, guard_plan
 from interlocks.guard_numbers import EXTRAPOLATED, expected_fields
 from interlocks.guard_plan import read_plan
 from interlocks.guard_state import Delivered, Memory, StateFile
@@ -99,6 +105,10 @@ def test_both_readers_agree_on_a_raster_file(tmp_path: Path) -> None:
         ("2 0 0", "2 0 -1"),
         ("2 0 0", "2 0 nan"),
         ("229.76", "-1"),
+        ("229.76", "0"),
+        ("229.76", "inf"),
+        ("2 0 0", "2 0 inf"),
+        ("rstfile", "rawfile"),
         ("stepsize 2 2\n#points 1", "#points 1"),
         ("#submachines 2", "#submachines 3"),
         ("#submachines 2", "#submachines 1"),
@@ -120,16 +130,110 @@ def test_what_is_no_plan_or_another_group_is_refused(tmp_path: Path) -> None:
         read_plan(EXAMPLES / "small_carbon.dcm", fraction_group=7, gantry_deg=0.0)
 
 
+def layers_of(path: Path, fraction_group: int | None = None) -> list[tuple[int, list[tuple[float, int, float]]]]:
+    """Beam numbers with their layers, as the guard reads them."""
+    plan = read_plan(path, fraction_group=fraction_group, gantry_deg=0.0)
+    return [(f.number, [(one.energy_mev_u, one.visits, one.meterset) for one in f.layers]) for f in plan.fields]
+
+
+ONE = BeamSpec(layers=[LayerSpec(250.0, [(0.0, 0.0, 1001.0)])])
+"""One spot of 1001 MU."""
+
+
+def with_meterset(path: Path, meterset: float, edit: Callable[[Any], None] = lambda beam: None) -> Path:
+    plan = make_plan([ONE], groups={1: {1: meterset}})
+    plan.IonBeamSequence[0].FinalCumulativeMetersetWeight = 1000.0
+    edit(plan.IonBeamSequence[0])
+    return write_plan(path, plan)
+
+
+def test_spots_that_do_not_add_up_to_the_beams_meterset_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.dcm"
+    assert layers_of(with_meterset(path, 1000.0)) == [(1, [(250.0, 1, 1001.0)])]  # one per mille: just as much
+    for weight in (1001.25, 998.75):
+
+        def edit(beam: Any, weight: float = weight) -> None:
+            beam.IonControlPointSequence[0].ScanSpotMetersetWeights = [weight]
+
+        with pytest.raises(BadInput, match="add up"):
+            layers_of(with_meterset(path, 1000.0, edit))
+    with pytest.raises(BadInput, match="BeamMeterset is 0"):
+        layers_of(with_meterset(path, 0.0))
+
+
+@pytest.mark.parametrize("energy", ["0", "-250"])
+def test_an_energy_that_is_none_is_refused(tmp_path: Path, energy: str) -> None:
+    def edit(beam: Any) -> None:
+        for point in beam.IonControlPointSequence:
+            point.NominalBeamEnergy = energy
+
+    with pytest.raises(BadInput, match="energy or a weight"):
+        layers_of(with_meterset(tmp_path / "plan.dcm", 1001.0, edit))
+
+
+@pytest.mark.parametrize("weights", [[3.0, -1.0], [math.nan, 1.0], [math.inf, 1.0]])
+def test_a_weight_that_is_none_is_refused(tmp_path: Path, weights: list[float]) -> None:
+    plan = make_plan([BeamSpec(layers=[LayerSpec(250.0, [(0.0, 0.0, 1.0), (2.0, 0.0, 1.0)])])])
+    plan.IonBeamSequence[0].IonControlPointSequence[0].ScanSpotMetersetWeights = weights
+    with pytest.raises(BadInput, match="energy or a weight"):
+        layers_of(write_plan(tmp_path / "plan.dcm", plan))
+
+
+def test_control_points_are_layers_as_the_standard_pairs_them(tmp_path: Path) -> None:
+    path = tmp_path / "plan.dcm"
+    layers = [LayerSpec(250.0, [(0.0, 0.0, 2.0)]), LayerSpec(240.0, [(0.0, 0.0, 3.0)], paintings=2)]
+    wanted = [(1, [(250.0, 1, 2.0), (240.0, 2, 3.0)])]
+    assert layers_of(write_plan(path, make_plan([BeamSpec(layers=layers)]))) == wanted
+    assert layers_of(write_plan(path, make_plan([BeamSpec(layers=layers, one_point_per_layer=True)]))) == wanted
+    plan = make_plan([BeamSpec(layers=layers)])
+    points = plan.IonBeamSequence[0].IonControlPointSequence
+    points.append(copy.deepcopy(points[-1]))  # one more that ends nothing
+    assert layers_of(write_plan(path, plan)) == wanted
+    # a layer whose spots all weigh nothing has no visit, and takes the place of one
+    empty = [LayerSpec(260.0, [(0.0, 0.0, 0.0)]), *layers]
+    assert layers_of(write_plan(path, make_plan([BeamSpec(layers=empty, one_point_per_layer=True)]))) == [
+        (1, [(260.0, 0, 0.0), *wanted[0][1]])
+    ]
+
+
+def test_only_treatment_beams_of_the_fraction_group_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.dcm"
+    beams = [
+        BeamSpec(number=1),
+        BeamSpec(number=2, name="F2"),
+        BeamSpec(number=3, name="X", delivery="SETUP"),
+        BeamSpec(number=4, name="Y", delivery="SETUP"),
+    ]
+    meterset = beams[0].meterset
+    plan = make_plan(beams, groups={2: {1: meterset, 3: 5.0, 4: None}, 5: {2: meterset}})
+    del plan.IonBeamSequence[1].TreatmentMachineName
+    write_plan(path, plan)
+    assert [number for number, _ in layers_of(path)] == [1]
+    assert [number for number, _ in layers_of(path, 5)] == [2]
+    assert read_plan(path, fraction_group=5, gantry_deg=0.0).fields[0].machine == ""
+
+
+def test_a_file_that_is_too_large_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_plan(tmp_path / "plan.dcm", make_plan())
+    monkeypatch.setattr(guard_plan, "MAX_BYTES", path.stat().st_size)
+    assert layers_of(path)
+    monkeypatch.setattr(guard_plan, "MAX_BYTES", path.stat().st_size - 1)
+    with pytest.raises(BadInput, match="larger"):
+        layers_of(path)
+
+
 def test_a_machine_that_the_site_does_not_have_is_refused() -> None:
     plan = read_plan(EXAMPLES / "demo_proton_1field.dcm", fraction_group=None, gantry_deg=0.0)
     with pytest.raises(Refused, match="no machine"):
         expected_fields(load_site("carbon-fixed"), plan)
 
 
+@pytest.mark.parametrize("gas", ["air", "nitrogen"])
 @pytest.mark.parametrize(("site_name", "ion"), [("carbon-fixed", "12C"), ("proton-gantry", "1H")])
-def test_two_physics_agree_where_the_controllers_fit_was_made(site_name: str, ion: str) -> None:
+def test_two_physics_agree_where_the_controllers_fit_was_made(site_name: str, ion: str, gas: str) -> None:
     site = load_site(site_name)
-    secondary = site.dosimetry.secondary
+    secondary = site.dosimetry.secondary.model_copy(update={"gas": gas})
+    site = site.model_copy(update={"dosimetry": site.dosimetry.model_copy(update={"secondary": secondary})})
     for step in range(200):
         energy = EXTRAPOLATED[ion] + (step / 199) * ({"1H": 250.0, "12C": 430.0}[ion] - EXTRAPOLATED[ion])
         for ktp, rate in ((1.0, 0.0), (1.02, 5e7)):
@@ -147,8 +251,29 @@ def test_its_memory_comes_back_as_it_was(tmp_path: Path) -> None:
     file.save(memory)
     assert file.load() == memory
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["memory.json"]
+    assert json.loads((tmp_path / "deep" / "memory.json").read_text(encoding="utf-8"))["format"] == 1
     StateFile(None).save(memory)
     assert StateFile(None).load() == Memory()
+
+
+def test_the_memory_is_on_the_disk_as_a_whole_before_it_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "memory.json", []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        names = sorted(p.name for p in tmp_path.iterdir())
+        synced.append((fd, stat.S_ISDIR(os.fstat(fd).st_mode), os.fstat(fd).st_size, names))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    StateFile(path).save(Memory(counter=5))
+    (_, is_folder, size, before), (folder, folder_too, _, after) = synced
+    assert (is_folder, size, before) == (False, path.stat().st_size, ["memory.json.new"])
+    assert (folder_too, after) == (True, ["memory.json"])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(folder)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,15 @@ def all_changes(group: str) -> list[tuple[Any, Change]]:
 
 
 def attack(
-    group: str, *, workers: int, again: bool, sample: int | None, seed: int, cpu_s: float, keep: bool = True
+    group: str,
+    *,
+    workers: int,
+    again: bool,
+    sample: int | None,
+    seed: int,
+    cpu_s: float,
+    without: str,
+    keep: bool = True,
 ) -> dict[str, Result]:
     """Run one group in this process; results by id."""
     if GROUPS[group].interpreted:
@@ -56,16 +64,18 @@ def attack(
     if not chosen:
         return known
 
-    def done(change: Change, verdict: str, test: str) -> None:
-        known[change.id] = result(group, change, verdict, test)
-        if keep:
-            save_results(group, known)
+    def done(change: Change, verdict: str, test: str, *, all_asked: bool) -> None:
+        if verdict in NOTICED or (all_asked and not without):
+            known[change.id] = result(group, change, verdict, test)
+            if keep:
+                save_results(group, known)
         print(f"{verdict:9} {change.id}:{change.line}  {test[-80:]}", file=sys.stderr, flush=True)
 
     noticed_by = {name: one["test"] for name, one in known.items() if one["verdict"] in NOTICED}
     loop = MutantLoop(ROOT, lambda: chosen, done, workers, noticed_by, cpu_s)
     tests = [str(ROOT / t) for t in GROUPS[group].tests]
-    pytest.main([*OPTIONS, "--rootdir", str(ROOT), *tests], plugins=[loop])
+    fewer = ("-k", f"not ({without})") if without else ()
+    pytest.main([*OPTIONS, "--rootdir", str(ROOT), *fewer, *tests], plugins=[loop])
     for name in sorted(loop.failed):
         print(f"fails as it is, not used: {name}", file=sys.stderr)
     return known
@@ -79,7 +89,13 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="also what has a result that holds")
     parser.add_argument(
-        "--cpu-s", type=float, default=60.0, help="most of it for one change; slowest tests are left out"
+        "--cpu-s",
+        type=float,
+        default=60.0,
+        help="most of it for one change; what then has not been noticed is not kept",
+    )
+    parser.add_argument(
+        "--without", default="", help="tests left out (as pytest -k); then only what is noticed is kept"
     )
     parser.add_argument("--sample", type=int, help="only so many, chosen by --seed, and nothing written")
     parser.add_argument("--seed", type=int, default=0)
@@ -111,6 +127,7 @@ def main() -> int:
         sample=options.sample,
         seed=options.seed,
         cpu_s=options.cpu_s,
+        without=options.without,
         keep=keep,
     )
     if not keep:

@@ -38,13 +38,17 @@ CPU_FACTOR, CPU_LEAST_S = 6.0, 4.0
 
 
 class MutantLoop:
-    """The plugin. `done(change, verdict, test)` is told each result: killed, timeout, survived, untested or broken."""
+    """The plugin.
+
+    `done(change, verdict, test, all_asked=...)` is told each result: killed, timeout, survived, untested or broken;
+    `all_asked` is False where tests were left out for the time that they take.
+    """
 
     def __init__(
         self,
         root: Path,
         choose: Callable[[], list[tuple[Any, Change]]],
-        done: Callable[[Change, str, str], None],
+        done: Callable[..., None],
         workers: int,
         noticed_by: dict[str, str],
         most_cpu_s: float,
@@ -66,6 +70,7 @@ class MutantLoop:
         self._starts: dict[tuple[str, str], int] = {}
         self._seconds: dict[str, float] = {}
         self._cpu_s: dict[str, float] = {}
+        self._cut: set[str] = set()
         self._noticed: defaultdict[str, list[str]] = defaultdict(list)
 
     def pytest_configure(self) -> None:
@@ -136,7 +141,10 @@ class MutantLoop:
         first = self.noticed_by.get(change.id)
         ordered = sorted(names, key=lambda n: (n != first, -before.count(n), self._cpu_s[n], n))
         so_far = accumulate(self._cpu_s[n] for n in ordered)
-        return [n for n, cpu_s in zip(ordered, so_far, strict=True) if cpu_s <= self.most_cpu_s or n == ordered[0]]
+        asked = [n for n, cpu_s in zip(ordered, so_far, strict=True) if cpu_s <= self.most_cpu_s or n == ordered[0]]
+        if len(asked) < len(ordered):
+            self._cut.add(change.id)
+        return asked
 
     def _attack(self, items: dict[str, pytest.Item], chosen: list[tuple[Any, Change]]) -> None:
         running: dict[int, tuple[int, Change, float]] = {}
@@ -151,7 +159,7 @@ class MutantLoop:
                     break
                 names = self._tests(items, change)
                 if not names:
-                    self.done(change, "untested", "")
+                    self.done(change, "untested", "", all_asked=True)
                     continue
                 limit_s = max(LEAST_S, FACTOR * sum(self._seconds[n] for n in names))
                 read, write = os.pipe()
@@ -180,7 +188,7 @@ class MutantLoop:
         code = os.waitstatus_to_exitcode(status)
         endless = late or code == -signal.SIGPROF
         verdict = "timeout" if endless else {0: "survived", 1: "killed"}.get(code, "broken")
-        self.done(change, verdict, test)
+        self.done(change, verdict, test, all_asked=change.id not in self._cut)
 
     def _be_wrong(self, tree: Any, change: Change, items: list[pytest.Item], write: int) -> None:
         try:

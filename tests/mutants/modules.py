@@ -63,7 +63,7 @@ GROUPS = {
             "interlocks/guard_state.py",
             "interlocks/guard_numbers.py",
         ),
-        ("tests/test_guard_judge.py", "tests/test_guard_plan.py"),
+        ("tests/test_guard_judge.py", "tests/test_guard_plan.py", "tests/test_guard_numbers.py"),
     ),
     "guard_wires": Group(False, ("drivers/wires/guard_link.py",), ("tests/test_guard_link.py",)),
     "digest": Group(False, ("interlocks/guard_digest.py",), ("tests/test_guard_judge.py",)),

@@ -170,7 +170,7 @@ def _comparison(node: ast.Compare, whole: bool) -> Iterator[tuple[Any, str]]:
             changed = ast.Compare(node.left, [*node.ops[:k], other(), *node.ops[k + 1 :]], node.comparators)
             yield changed, f"{_short(node)} -> {_short(changed)}"
         limit = node.comparators[k]
-        nothing_to_double = isinstance(limit, ast.Constant) and limit.value in (0, 1)
+        nothing_to_double = (isinstance(limit, ast.Constant) and limit.value in (0, 1)) or _short(limit) == "math.inf"
         if type(op) in EDGES and limit is node.comparators[-1] and not nothing_to_double and not _is_constant(limit):
             twice = ast.BinOp(ast.Constant(2), ast.Mult(), limit)
             doubled = [*node.comparators[:k], twice, *node.comparators[k + 1 :]]
