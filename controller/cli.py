@@ -104,6 +104,9 @@ def parser() -> argparse.ArgumentParser:
         help="what counts then: the devices' retained counters (default), or the journal",
     )
     resume.add_argument("--ledger", type=_path, metavar="FILE", help="where the one of the first part is elsewhere now")
+    resume.add_argument(
+        "--later", type=_hours, metavar="H", help="virtual clock: so many hours after the part before (default 1 min)"
+    )
     resume.add_argument("--accept-version", action="store_true", help="begun by another version of Spotwise")
 
     guard = _command(commands, "guard", _guard, "supervise a delivery of this plan independently, by links of its own")
@@ -208,6 +211,17 @@ def _seed(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 40):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
+
+
+def _hours(text: str) -> float:
+    """From none to a year."""
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
+    if not 0 <= hours <= 8784:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours from 0 to 8784")
+    return hours
 
 
 def _fraction(text: str) -> int:

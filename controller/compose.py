@@ -351,6 +351,10 @@ class VirtualWorld:
             self._own_faults.host(action.how, action.settings)
         self.room.player.plan = RunPlaces(run)
 
+    def wait_idle(self, seconds: float) -> None:
+        """Before the run: so long nobody used the room, devices on; their counters counted their pedestals."""
+        self.room.wait_idle(seconds)
+
     def save(self, path: Path) -> None:
         """Keep what the room's devices retain over a loss of power, for a later part of the treatment."""
         self.room.save(path)

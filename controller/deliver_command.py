@@ -81,6 +81,9 @@ def resume(options: argparse.Namespace) -> int:
     if report.outcome != "deliverable":
         return _not_deliverable(options, report)
     scenario = _scenario(options, site, treatment.clock)
+    if options.later is not None and treatment.clock != "virtual":
+        raise Refused("--later is for the virtual clock: on the real one a part begins when it begins")
+    pause = VIRTUAL_PAUSE if options.later is None else timedelta(hours=options.later)
     order = Order(
         treatment.plan_path,
         site,
@@ -93,7 +96,7 @@ def resume(options: argparse.Namespace) -> int:
         scenario=scenario,
         carried=treatment.carried,
         decision=_decision(options, site),
-        epoch=treatment.carried.ended + VIRTUAL_PAUSE if treatment.clock == "virtual" else None,
+        epoch=treatment.carried.ended + pause if treatment.clock == "virtual" else None,
         fraction=treatment.fraction,
         ledger=ledger,
     )

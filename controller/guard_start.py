@@ -64,9 +64,12 @@ class UdpEnd:
 
 @asynccontextmanager
 async def guard_of(
-    site: Site, key: bytes, path: MonitorPath, plan_path: Path, plan: Plan, out: Path
+    site: Site, key: bytes, path: MonitorPath, plan_path: Path, plan: Plan, out: Path, *, epoch_ns: int = 0
 ) -> AsyncIterator[GuardLink]:
-    """The link to the guard while the block runs. Raises `Refused` where the site requires one and none can be had."""
+    """The link to the guard while the block runs. Raises `Refused` where the site requires one and none can be had.
+
+    `epoch_ns`: 0 ns of a virtual loop in ns since 1970, for what a guard remembers of parts before.
+    """
     if "guard" not in site.permits.required:
         yield GuardLink(site)
         return
@@ -74,7 +77,7 @@ async def guard_of(
     async with AsyncExitStack() as stack:
         if path.guard_wires is not None:
             wires = path.guard_wires
-            await stack.enter_async_context(_in_this_room(site, key, wires, plan_path, plan, out))
+            await stack.enter_async_context(_in_this_room(site, key, wires, plan_path, plan, out, epoch_ns))
             yield GuardLink(site, key, wires)
             return
         end = UdpEnd(site.guard.link)
@@ -103,7 +106,7 @@ def _gantry_deg(plan: Plan) -> float:
 
 @asynccontextmanager
 async def _in_this_room(
-    site: Site, key: bytes, wires: object, plan_path: Path, plan: Plan, out: Path
+    site: Site, key: bytes, wires: object, plan_path: Path, plan: Plan, out: Path, epoch_ns: int
 ) -> AsyncIterator[None]:
     """The same guard on the virtual clock, among the other coroutines."""
     loop = asyncio.get_running_loop()
@@ -116,7 +119,7 @@ async def _in_this_room(
         fraction_group=plan.fraction_group,
         gantry_deg=_gantry_deg(plan) if plan.format == "trip98" else None,
         state=out / STATE,
-        wall_ns=lambda: round(loop.time() * 1e9),
+        wall_ns=lambda: epoch_ns + round(loop.time() * 1e9),
     )
     up = asyncio.Event()
     task = asyncio.create_task(guard.run(up.set), name="guard")

@@ -26,8 +26,8 @@ from drivers.errors import BadInput, Refused
 from sites.loader import load_site, site_sha256
 from sites.schema import Site
 
-VIRTUAL_PAUSE = timedelta(minutes=10)
-"""Virtual time has no date of its own: a later part begins so long after the one before ended."""
+VIRTUAL_PAUSE = timedelta(minutes=1)
+"""Virtual time has no date of its own: unless said, a later part begins so long after the one before ended."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

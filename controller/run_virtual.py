@@ -41,6 +41,8 @@ def deliver_virtual(order: Order, report: CheckReport, faults: Path | None) -> O
             "all; in virtual time the same plan, site and seed give the same treatment again"
         )
     world = VirtualWorld(order.site, order.seed, state=state if order.part > 1 else None)
+    if order.carried is not None and order.epoch is not None:
+        world.wait_idle((order.epoch - order.carried.ended).total_seconds())
     again = "" if order.part == 1 else f"|{order.part}"  # a later part's nonces are its own
     numbers = random.Random(f"{order.seed}|{order.site.name}{again}")
     displays: list[Display] = []

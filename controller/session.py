@@ -106,6 +106,10 @@ def epoch(order: Order, plan_sha256: str) -> datetime:
     return datetime.now(UTC) - timedelta(microseconds=now_ns() // 1000)
 
 
+def _epoch_ns(epoch: datetime) -> int:
+    return round((epoch - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1)) * 1000
+
+
 def header(order: Order, loaded: LoadedPlan) -> dict[str, Any]:
     """The HEADER record: everything that the rest of the journal is to be read with."""
     plan = dataclasses.asdict(loaded.plan)
@@ -236,7 +240,7 @@ async def deliver(
                 await asyncio.sleep((order.site.permits.time_out_ms + BEAM_END_MS) * 1e-3)
             try:
                 run.guard = await room.enter_async_context(
-                    guard_of(order.site, key, path, order.plan, loaded.plan, order.out)
+                    guard_of(order.site, key, path, order.plan, loaded.plan, order.out, epoch_ns=_epoch_ns(run.epoch))
                 )
             except Refused as error:
                 outcome = Outcome("refused", str(error), error.exit_status)

@@ -169,6 +169,14 @@ class Room:
             take_over(self.plant, killed)
         return kept is not None or killed is not None
 
+    def wait_idle(self, seconds: float) -> None:
+        """Before the room runs: so long it stood idle with its devices on; both counters counted their pedestals."""
+        simulation = self.site.simulation
+        per_s = (simulation.primary_pedestal_counts_per_s, simulation.secondary_pedestal_counts_per_s)
+        for number, rate in zip((1, 2), per_s, strict=True):
+            counts = int(self.plant.state[f"retained_{number}"]) + round(rate * seconds)
+            self.plant.state[f"retained_{number}"] = self.plant.state[f"frame_counts_{number}"] = counts
+
     def truths(self) -> list[NDArray[Any]]:
         """True particles (2^-20 ion) and position sums per visit id, an array a field begun; the last one lives."""
         return [*self._truths, self.plant.truth]

@@ -101,21 +101,6 @@ def test_a_room_of_an_own_site_file_is_found_again_by_its_directory(
     whole(tmp_path / "t")
 
 
-def test_five_parts_add_up(tmp_path: Path) -> None:
-    out = interrupted(tmp_path, 5)
-    for visits in (4, 11, 13):
-        stop = scenario(tmp_path, fault("plant.door_closed", at=f"after_visits = {visits}", value=0))
-        assert main(["resume", str(out), "--fault", stop]) == 4
-    assert main(["resume", str(out)]) == 0
-    got = whole(out)
-    assert [part["part"] for part in got["parts"]] == [1, 2, 3, 4, 5]
-    with read_journal(out / "journal.bin") as journal:
-        visits = journal.visits
-        assert sum(part["counts_1"] for part in got["parts"]) == int(visits["counts_1"].sum())
-        done = visits[(visits["flags"] & 0x8000) == 0]
-        assert len(done) == len(np.unique(done[["field", "visit"]])) == 48  # nothing was completed twice
-
-
 def test_each_part_has_its_record_and_they_add_up(tmp_path: Path) -> None:
     out = interrupted(tmp_path)
     assert main(["resume", str(out)]) == 0

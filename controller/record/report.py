@@ -18,6 +18,7 @@ from controller.record.account import FieldAccount, LayerAccount, account, utc
 from controller.record.journal_reader import Journal
 from controller.record.report_adaptation import adaptation_tables
 from controller.record.report_faults import faults_section
+from controller.record.report_parts import parts_section
 from controller.record.report_pictures import (
     CUT_SHORT,
     DOSE_CLASSES,
@@ -57,6 +58,7 @@ def report(journal: Journal, summary: dict[str, Any]) -> str:
         "<h2>Fields</h2>",
         _fields(summary),
         _trips(journal),
+        parts_section(journal, summary, _table),
         faults_section(header, summary),
         "<h2>Spot errors</h2>",
         _errors(fields),

@@ -45,7 +45,11 @@ def build_records(journal: Journal, patient: PatientIdentity) -> list[Dataset]:
     """All records of a treatment as data sets."""
     records: list[Dataset] = []
     before: list[FieldAccount] = []
+    first: Part | None = None
     for index, part in enumerate(journal.parts):
+        if was_refused(part):
+            continue
+        first = first or part
         ran = setups(part)
         fields = account([part], programs_of=journal.parts[: index + 1])
         so_far = account(journal.parts[: index + 1])
@@ -59,7 +63,10 @@ def build_records(journal: Journal, patient: PatientIdentity) -> list[Dataset]:
             record.InstanceNumber = len(records) + 1
             trips = trips_by_field(part)
             record.TreatmentSessionIonBeamSequence = DicomSequence(
-                [_beam(part, f, before[f.index] if before else None, so_far[f.index], ran.get(f.index)) for f in group]
+                [
+                    _beam(part, f, before[f.index] if before else None, so_far[f.index], ran.get(f.index), first)
+                    for f in group
+                ]
             )
             for field, beam in zip(group, record.TreatmentSessionIonBeamSequence, strict=True):
                 happened = trips.get(field.index, [])
@@ -68,11 +75,17 @@ def build_records(journal: Journal, patient: PatientIdentity) -> list[Dataset]:
                 if happened:
                     beam.InterlockSequence = DicomSequence(interlock_items(part, happened))
                     beam.TreatmentTerminationDescription = "; ".join(map(describe, happened))[:1024]
-            if records and part is not journal.parts[0]:
+            if records and part is not first:
                 record.ReferencedTreatmentRecordSequence = DicomSequence([_reference(records[0])])
             records.append(record)
         before = so_far
     return records
+
+
+def was_refused(part: Part) -> bool:
+    """Nothing was set up and nothing moved: there was no session that a record could be of."""
+    refused = (part.end or {}).get("outcome") == "refused"
+    return refused and not setups(part) and not part.visits["counts_1"].any()
 
 
 def _machine(part: Part, field: FieldAccount) -> str:
@@ -133,7 +146,12 @@ def _record(journal: Journal, part: Part, patient: PatientIdentity, kind: tuple[
 
 
 def _beam(
-    part: Part, field: FieldAccount, before: FieldAccount | None, so_far: FieldAccount, setup: Setup | None
+    part: Part,
+    field: FieldAccount,
+    before: FieldAccount | None,
+    so_far: FieldAccount,
+    setup: Setup | None,
+    first_part: Part,
 ) -> Dataset:
     plan, site = field.plan, part.header["site"]
     beam = Dataset()
@@ -147,7 +165,7 @@ def _beam(
     beam.NumberOfWedges = beam.NumberOfCompensators = beam.NumberOfBoli = beam.NumberOfBlocks = 0
     beam.PatientSupportType = "TABLE"
     beam.CurrentFractionNumber = part.header.get("fraction")
-    beam.TreatmentDeliveryType = delivery_type(part)
+    beam.TreatmentDeliveryType = delivery_type(part, continues=part is not first_part)
     beam.TreatmentTerminationStatus = termination(part, so_far)
     beam.TreatmentVerificationStatus = "VERIFIED" if setup is not None and setup.verified else "NOT_VERIFIED"
     beam.SpecifiedPrimaryMeterset = decimal(plan["meterset"])
@@ -177,8 +195,8 @@ def _radiation(beam: Dataset, ion: str) -> None:
     beam.RadiationChargeState = charge
 
 
-def delivery_type(part: Part) -> str:
-    """VERIFICATION (a QA run) where any device was simulated, else TREATMENT or, in later parts, CONTINUATION."""
+def delivery_type(part: Part, *, continues: bool) -> str:
+    """VERIFICATION (a QA run) where any device was simulated, else TREATMENT or, after another part, CONTINUATION."""
     kinds = [device.get("kind") for device in part.header["site"]["devices"].values() if isinstance(device, dict)]
     reported = [event.get("simulated") for event in part.events if event["event"] == "device"]
     if (
@@ -187,7 +205,7 @@ def delivery_type(part: Part) -> str:
         or any(r is not False for r in reported)
     ):
         return "VERIFICATION"
-    return "TREATMENT" if part.number == 1 else "CONTINUATION"
+    return "CONTINUATION" if continues else "TREATMENT"
 
 
 def termination(part: Part, so_far: FieldAccount) -> str:
