@@ -23,6 +23,9 @@ from tests.real_rooms import Process, delivery, run, spotwise
 BEGUN_S, ENDED_S = 90.0, 60.0
 STARTS = 6
 """A treatment that is not complete after so many parts has failed."""
+PREPARING = 0.2
+"""Share of the moments before a field is armed."""
+ARMING_S = 0.5
 COUNTS = 25
 """Of a monitor over a whole treatment, against its pedestal: latches are whole numbers, the pedestal is not."""
 
@@ -61,9 +64,7 @@ async def resume_once(bench: Bench, number: int, seed: int, undisturbed: dict[st
                 given = (
                     (plant["particles"] - mark["particles"]) / (1 << 20) / float(planned_particles(bench.room).sum())
                 )
-                first_s, last_s = undisturbed["first_s"], undisturbed["last_s"]
-                span_s = first_s + (last_s - first_s) * max(0.0, 1.0 - given)
-                struck = await _strike(plant, controller, out, numbers.random() * span_s, worst)
+                struck = await _strike(plant, controller, out, _moment_s(numbers, undisturbed, given), worst)
                 if struck is not None:
                     kills.append(struck)
             ended = await controller.ended(ENDED_S)
@@ -87,6 +88,15 @@ async def resume_once(bench: Bench, number: int, seed: int, undisturbed: dict[st
     if result["problems"]:
         result["said"] = [part["said"] for part in parts]
     return result
+
+
+def _moment_s(numbers: random.Random, undisturbed: dict[str, Any], given: float) -> float:
+    """After a part's journal begins: a fifth of them while it prepares, the others from its arming to its last beam."""
+    first_s, last_s = undisturbed["first_s"], undisturbed["last_s"]
+    armed_s = max(0.0, first_s - ARMING_S)
+    if numbers.random() < PREPARING:
+        return numbers.random() * armed_s
+    return armed_s + numbers.random() * (first_s - armed_s + (last_s - first_s) * max(0.0, 1.0 - given))
 
 
 async def _strike(
