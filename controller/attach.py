@@ -10,30 +10,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from controller.helper_process import Helper, running
 from controller.record.faults_played import FAULTS
 from drivers.errors import Refused
 from drivers.wires.addresses import same_host
 from sites.loader import effective_config
 from sites.schema import Device, Site, TcpAddress
 
-MODULE = "simulators.serve"
-ROOT = str(Path(__file__).resolve().parent.parent)
-"""The module is looked for where this package was found, never in a folder of that name where the user is."""
 ORPHAN_S = 600.0
 """How long simulators that a run started outlive it."""
 PROBE_S = 1.0
-READY_S = 180.0
+SIMULATORS = Helper("simulators", "simulators.serve", ready_s=180.0, stop_s=20.0)
 """The first start on a PC compiles for tens of seconds."""
-STOP_S = 20.0
-LAST_LINE_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +92,8 @@ async def room_simulators(
         "cpu": cpu,
     }
     arguments = [f"--{key}={value}" for key, value in given.items() if value is not None]
-    async with _process(arguments, out / "simulators.log") as granted:
-        yield Simulators(True, truth_path, granted)
+    async with running(SIMULATORS, arguments, out / "simulators.log") as said:
+        yield Simulators(True, truth_path, said["granted"])
 
 
 def _absolute(path: Path) -> Path:
@@ -135,57 +129,3 @@ def _line_is_served(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
-
-
-@asynccontextmanager
-async def _process(arguments: list[str], log_path: Path) -> AsyncIterator[dict[str, object]]:
-    """Run the simulators; yields what their ready line says was granted."""
-    paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    with log_path.open("ab") as log_file:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", MODULE, *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log_file,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,
-        )
-    try:
-        yield await _ready(process, log_path)
-    finally:
-        await _stop(process)
-
-
-async def _ready(process: asyncio.subprocess.Process, log_path: Path) -> dict[str, object]:
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(READY_S):
-            line = await process.stdout.readline()
-    except TimeoutError:
-        raise Refused(f"simulators: not ready within {READY_S:g} s; see {log_path}") from None
-    if not line:
-        status = await process.wait()
-        raise Refused(f"simulators: ended with status {status}: {_last_line(log_path)} (all of it: {log_path})")
-    granted: dict[str, object] = json.loads(line)["granted"]
-    return granted
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_bytes()[-LAST_LINE_BYTES:].decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "without a word"
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, then wait: they write their truth. Killed if that takes too long, or if we are told to hurry."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(STOP_S):
-            await process.wait()
-    except TimeoutError:
-        pass
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()

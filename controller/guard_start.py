@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from controller.delivery.guard import GuardLink, words
 from controller.dose.path import MonitorPath
+from controller.helper_process import Helper, running
 from controller.plan.model import Plan
 from drivers.errors import Refused
 from drivers.wires.addresses import same_host
@@ -28,11 +26,8 @@ from sites.loader import effective_config
 from sites.schema import Site, UdpEndpoint
 
 STATE = "guard-state.json"
-MODULE = "interlocks.guard_process"
-ROOT = str(Path(__file__).resolve().parent.parent)
+GUARD = Helper("guard", "interlocks.guard_process", ready_s=60.0, stop_s=10.0, bound=True)
 ANSWER_S = 0.3
-READY_S = 60.0
-STOP_S = 10.0
 
 
 class UdpEnd:
@@ -152,58 +147,9 @@ async def _process(site: Site, plan_path: Path, plan: Plan, out_dir: Path) -> As
     }
     arguments = [f"--{key}={value}" for key, value in given.items() if value is not None]
     file = str(_absolute(plan_path))
-    log_path = out / "guard.log"
-    paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    with log_path.open("ab") as log_file:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", MODULE, *arguments, "--while-stdin", "--", file),
-            stdin=asyncio.subprocess.PIPE,  # ends with us, however we end: then the guard ends
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log_file,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,
-        )
-    try:
-        await _ready(process, log_path)
+    async with running(GUARD, [*arguments, "--while-stdin", "--", file], out / "guard.log"):
         yield
-    finally:
-        await _stop(process)
 
 
 def _absolute(path: Path) -> Path:
     return path.resolve()
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "without a word"
-
-
-async def _ready(process: asyncio.subprocess.Process, log_path: Path) -> None:
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(READY_S):
-            line = await process.stdout.readline()
-    except TimeoutError:
-        raise Refused(f"guard: not ready within {READY_S:g} s; see {log_path}") from None
-    if not line:
-        status = await process.wait()
-        raise Refused(f"guard: ended with status {status}: {_last_line(log_path)}; see {log_path}")
-    if not json.loads(line).get("ready"):
-        raise Refused(f"guard: said {line!r} instead of being ready; see {log_path}")
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, then wait: it writes down what was delivered. Killed if that takes too long."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(STOP_S):
-            await process.wait()
-    except TimeoutError:
-        pass
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()

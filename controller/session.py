@@ -31,6 +31,7 @@ from controller.delivery.run import Run
 from controller.delivery.treatment import Treatment
 from controller.dose.path import MonitorPath
 from controller.guard_start import guard_of
+from controller.ledger.booking import treatment_id
 from controller.plan.check import CheckReport
 from controller.plan.loaded import LoadedPlan
 from controller.record.account import utc
@@ -192,6 +193,8 @@ def begin_part(
     journal.header(now_ns(), written)
     run = Run(order.site, loaded.plan, open_devices(order.site), path, journal, telemetry)
     run.part, run.carried, run.decision = order.part, order.carried, order.decision
+    run.fraction = order.fraction
+    run.treatment = int(treatment_id(written if order.carried is None else order.carried.header)[:16], 16)
     run.epoch = utc(written, 0)
     run.sources = sources_of(order, loaded, run)
     run.approved = True  # the check let it pass

@@ -7,12 +7,12 @@ import sys
 from types import ModuleType
 
 from drivers import flags
-from drivers.wires import frames, permits
+from drivers.wires import frames, guard_link, permits
 
 INTRODUCTION = """\
 # Wire formats
 
-Made from `drivers/wires/frames.py` and `drivers/wires/permits.py` by `python -m drivers.wire_formats_page`; a test
+Made from `drivers/wires/frames.py`, `permits.py` and `guard_link.py` by `python -m drivers.wire_formats_page`; a test
 holds them together. Registers are in [registers.md](registers.md), rules of the wires in [wires.md](wires.md).
 """
 
@@ -20,11 +20,23 @@ holds them together. Registers are in [registers.md](registers.md), rules of the
 def page() -> str:
     """The whole document."""
     parts = [INTRODUCTION]
-    for title, module in (("Frames", frames), ("Permits", permits)):
+    for title, module in (("Frames", frames), ("Permits", permits), ("Controller and guard", guard_link)):
         parts.append(f"## {title}\n\n{_text(module)}\n")
         if module is frames:
             parts += [_payload(), _flags()]
+    parts.append(_guard_payloads())
     return "\n".join(parts)
+
+
+def _guard_payloads() -> str:
+    tables = []
+    for number, kind, rows in guard_link.payloads():
+        name = kind.__name__.removesuffix("Limits").lower()
+        tables.append(f"Kind {number}, {name}: {inspect.getdoc(kind)}\n")
+        if rows:
+            tables += ["| offset | type | field |", "| --- | --- | --- |"]
+            tables += [f"| {offset} | {code} | {name} |" for offset, code, name in rows] + [""]
+    return "\n".join(tables)
 
 
 def _text(module: ModuleType) -> str:

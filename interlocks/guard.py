@@ -70,8 +70,12 @@ class Guard:
         wall_ns: Callable[[], int],
         pid: int = 0,
         longest_turn_s: float = 1.0,
+        keep: type[StateFile] = StateFile,
     ) -> None:
-        """`event(name, **values)` writes down what happens. Raises `Refused` or `BadInput` for a plan or site."""
+        """`event(name, **values)` writes down what happens; `keep` writes the memory.
+
+        Raises `Refused` or `BadInput` for a plan or site.
+        """
         if site.guard is None:
             raise Refused(f"site {site.name}: no [guard] table; the guard has no addresses there")
         self.site = site
@@ -85,14 +89,19 @@ class Guard:
         self._told: Status | None = None
         self._told_ns = 0
         self._ending = False
+        self._turn_ns = 0
+        self.turns = 0
+        self.longest_ns = 0
+        """Between two turns: `turn_s`, and how late this process is."""
         self._heartbeats: dict[str, int] = {}
 
         def read() -> PlannedDelivery:
             port = site.gantry.default_deg if gantry_deg is None else gantry_deg
             return read_plan(plan, fraction_group=fraction_group, gantry_deg=port)
 
+        self._state = keep(state)
         self.supervisor = Supervisor(
-            site, self.rules, read, StateFile(state), event, wall_ns, pid, self.turn_s, wires.digest
+            site, self.rules, read, self._state, event, wall_ns, pid, self.turn_s, wires.digest
         )
         self._electrometer = self._open("electrometer_2")
         self._chain = self._open("safety_chain")
@@ -120,6 +129,7 @@ class Guard:
                     poll.cancel()
         finally:
             self.supervisor.close(loop_ns())
+            self._state.close()
             await self._electrometer.close()
             await self._chain.close()
 
@@ -203,6 +213,9 @@ class Guard:
     def turn(self) -> None:
         """Frames first, then messages: what ran in the frames was allowed by a message before."""
         now_ns = loop_ns()
+        if self.turns > 0:
+            self.longest_ns = max(self.longest_ns, now_ns - self._turn_ns)
+        self.turns, self._turn_ns = self.turns + 1, now_ns
         supervisor = self.supervisor
         self._wires.take_frames()
         asked = False

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import os
 import signal
@@ -26,8 +27,10 @@ from drivers.errors import BadInput, Refused, SpotwiseError
 from drivers.wires.addresses import same_host
 from drivers.wires.frames import STREAM_ELECTROMETER_2, decode
 from drivers.wires.guard_link import MAX_BYTES
+from drivers.wires.realtime import RealtimeWishes, ask_realtime
 from interlocks.guard import Guard
 from interlocks.guard_digest import WORDS, take_frame
+from interlocks.guard_state import StateThread
 from sites.loader import load_site, site_from_config
 from sites.schema import Site, UdpEndpoint
 
@@ -37,6 +40,8 @@ RECEIVE_BUFFER_BYTES = 4 << 20
 BIND_S = 3.0
 BIND_AGAIN_S = 0.1
 STDIN = 0
+STRICT_TIME_OUT_MS = 50.0
+"""Chains this quick need real-time priority."""
 AT_ONCE = 2000
 """Datagrams of a turn; a flood must not keep the guard from judging."""
 
@@ -52,6 +57,13 @@ def permit_key(site: Site) -> bytes:
     if len(key) != 16:
         raise BadInput(f"permits.key_file {site.permits.key_file}: {len(key)} bytes, want 16")
     return key
+
+
+def wishes(site: Site) -> RealtimeWishes:
+    """What the guard asks of Linux: priority where the chain is quick, next below the controller's real-time path."""
+    if site.all_simulated and site.permits.time_out_ms > STRICT_TIME_OUT_MS:
+        return RealtimeWishes()
+    return RealtimeWishes(fifo_priority=max(1, site.qualification.realtime_priority - 1))
 
 
 def default_state(site: Site) -> Path:
@@ -168,6 +180,7 @@ async def serve_guard(
     if site.guard is None:
         raise Refused(f"site {site.name}: no [guard] table; the guard has no addresses there")
     key = permit_key(site)
+    granted = ask_realtime(wishes(site))
     wires = UdpWires(site)
     event = EventFile(events)
     try:
@@ -183,15 +196,19 @@ async def serve_guard(
             wall_ns=time.time_ns,
             pid=os.getpid(),
             longest_turn_s=LONGEST_TURN_S,
+            keep=StateThread,
         )
 
         def ready() -> None:
-            event("ready", plan=str(plan), turn_ms=guard.turn_s * 1e3, state=str(state))
+            # nothing that start-up made is looked at again: a collection in mid-field is short
+            gc.collect()
+            gc.freeze()
+            event("ready", plan=str(plan), turn_ms=guard.turn_s * 1e3, state=str(state), granted=granted)
             print(json.dumps({"ready": True, "site": site.name, "pid": os.getpid()}), flush=True)
 
         with _ending(guard.finish, while_stdin):
             await guard.run(ready)
-        event("end")
+        event("end", turns=guard.turns, longest_turn_ms=guard.longest_ns * 1e-6)
     finally:
         wires.close()
         event.close()

@@ -1,6 +1,7 @@
 """What the guard remembers over its own end: the counter it saw last, what each field got, yesterday's kTP and gain.
 
-One small JSON file, replaced as a whole (written beside, synced, renamed), so that it is the old one or the new one.
+One small JSON file, replaced as a whole (written beside, synced, renamed), so that it is the old one or the new one. A
+disk may take its time: on the real clock a thread waits for it, and the guard goes on looking, without permits.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ class Memory:
     ktp: float | None = None
     counts_per_particle: float | None = None
     account: str = ""
-    """The plan that `fields` is about: hash of the file and fraction group."""
+    """The plan that `fields` is about: hash of the file and fraction group. So are the three after it."""
+    treatment: int = 0
+    fraction: int = 0
     part: int = 0
     fields: dict[str, Delivered] = field(default_factory=dict)
     open_field: int | None = None
@@ -50,6 +54,19 @@ class StateFile:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+
+    @property
+    def saved(self) -> bool:
+        """What was given to `save` last is on the disk."""
+        return True
+
+    @property
+    def failure(self) -> OSError | None:
+        """Why something could not be written after `save` had returned."""
+        return None
+
+    def close(self) -> None:
+        """Nothing more is saved; returns when all is on the disk."""
 
     def load(self) -> Memory:
         """The memory, or a new one where there is no file. Raises `BadInput` for a file that cannot be used."""
@@ -69,18 +86,86 @@ class StateFile:
 
     def save(self, memory: Memory) -> None:
         """Replace the file; returns when it is on the disk. Raises `OSError`."""
+        if self.path is not None:
+            _replace(self.path, _text(memory))
+
+
+class StateThread(StateFile):
+    """The same, but `save` returns at once: `saved` says when the disk has it, `failure` why it has not.
+
+    Only the newest memory counts; one that waits for the disk is replaced by the next.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path)
+        self._failure: OSError | None = None
+        self._waiting: str | None = None
+        self._writes = False
+        self._ends = False
+        self._turn = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def saved(self) -> bool:
+        """What was given to `save` last is on the disk."""
+        return self._waiting is None and not self._writes
+
+    @property
+    def failure(self) -> OSError | None:
+        """Why something could not be written."""
+        return self._failure
+
+    def save(self, memory: Memory) -> None:
+        """Have the file replaced."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".new")
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **asdict(memory)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path)
-        with contextlib.suppress(OSError):  # not every file system can sync a directory
-            folder = os.open(self.path.parent, os.O_RDONLY)
+        with self._turn:
+            self._waiting = _text(memory)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="guard's memory", daemon=True)
+                self._thread.start()
+            self._turn.notify()
+
+    def close(self) -> None:
+        """Returns when all is on the disk, or has failed."""
+        with self._turn:
+            self._ends = True
+            self._turn.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._turn:
+                while self._waiting is None and not self._ends:
+                    self._turn.wait()
+                if self._waiting is None:
+                    return
+                text, self._waiting, self._writes = self._waiting, None, True
             try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+                assert self.path is not None
+                _replace(self.path, text)
+            except OSError as error:
+                self._failure = error
+            with self._turn:
+                self._writes = False
+
+
+def _text(memory: Memory) -> str:
+    return json.dumps({"format": FORMAT, **asdict(memory)}, indent=1)
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    with contextlib.suppress(OSError):  # not every file system can sync a directory
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

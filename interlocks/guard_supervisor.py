@@ -199,7 +199,7 @@ class Supervisor:
         ):
             if got != wanted:
                 return Finding("GUARD_LIMITS", float(got), float(wanted), what)
-        return self._moved or self._refuse_room(said.ktp, now_ns) or self._refuse_account(said.part)
+        return self._moved or self._refuse_room(said.ktp, now_ns) or self._refuse_account(said)
 
     def _refuse_room(self, ktp: float, now_ns: int) -> Finding | None:
         air = self.air
@@ -242,16 +242,26 @@ class Supervisor:
         """Counts per particle by which two days' calibrations are compared."""
         return counts_per_particle(self.site, self.site.accelerator.ions[0], REFERENCE_MEV_U)
 
-    def _refuse_account(self, part: int) -> Finding | None:
+    def _refuse_account(self, said: Session) -> Finding | None:
+        """What was given counts until its treatment is another, whatever part the controller says that it begins."""
         memory = self.memory
         account = f"{self._plan.sha256}:{self._plan.fraction_group}"
-        if part <= 1:
-            memory.account, memory.part, memory.fields = account, 1, {}
-            return None
-        if memory.account != account:
-            detail = f"part {part}, but the guard knows nothing of the parts before"
-            return Finding("GUARD_RETAINED", float(part), float(memory.part), detail)
-        memory.part = part
+        known = memory.account == account
+        given = sum(field.counts for field in memory.fields.values()) if known else 0.0
+        same = known and memory.treatment in (said.treatment, 0)
+        # in a simulated room somebody may give the same fraction again, into another directory
+        repeated = known and said.fraction == memory.fraction and not self.site.all_simulated
+        detail = ""
+        if said.part > 1 and not same:
+            detail = f"part {said.part}, but the guard knows nothing of the parts before"
+        elif said.part <= 1 and (same or repeated) and given > self.site.tolerances.field_dose_counts:
+            detail = f"part 1 of fraction {said.fraction}, of which part {memory.part} gave {given:.0f} counts"
+        if detail:
+            return Finding("GUARD_RETAINED", float(said.part), float(memory.part), detail)
+        if said.part <= 1:
+            memory.fields = {}
+        memory.account, memory.part = account, max(said.part, 1)
+        memory.treatment, memory.fraction = said.treatment, said.fraction
         return None
 
     def _compare(self) -> None:
@@ -389,6 +399,8 @@ class Supervisor:
             self._frames, self._frame_ns = int(self.digest[d.FRAMES]), now_ns
             if self._idle_t_ns is None:
                 self._note_idle()
+        if self._state.failure is not None:
+            self._latch(Finding("GUARD_DISK", math.nan, math.nan, f"its memory: {self._state.failure}"))
         armed = self.armed
         if armed is None:
             self._settle(now_ns)
@@ -397,7 +409,10 @@ class Supervisor:
             if found is not None:
                 self._latch(found)
         armed_now = self.armed is not None and self.latched is None
-        permits = armed_now and self._heard(now_ns) and self.frame_age_ns(now_ns) <= self._fresh_ns
+        # and what it must remember of this arming is on the disk
+        permits = (
+            armed_now and self._state.saved and self._heard(now_ns) and self.frame_age_ns(now_ns) <= self._fresh_ns
+        )
         if self.armed is not None:
             self.armed.turn_counts = int(self.digest[d.COUNTS])
             self.armed.turn_t_ns = int(self.digest[d.T_NS])

@@ -39,8 +39,9 @@ def test_the_page_on_wire_formats_is_current() -> None:
 
 def test_the_byte_tables_stand_in_blocks_of_their_own() -> None:
     blocks = re.findall(r"^```text\n(.*?)^```$", wire_formats(), re.MULTILINE | re.DOTALL)
-    assert [block.splitlines()[0].split()[:2] for block in blocks] == [["offset", "type"]] * 2
+    assert [block.splitlines()[0].split()[:2] for block in blocks] == [["offset", "type"]] * 3
     offsets = [int(number) for number in re.findall(r"^ *(\d+)  [ui]\d+", blocks[1], re.MULTILINE)]
     assert offsets == sorted(offsets)
     assert offsets[-1] == 56
+    assert "| 68 | u64 | treatment |" in wire_formats()
     assert f"| {FRAME_BYTES[3] - 4 - 12} | results |" in wire_formats()

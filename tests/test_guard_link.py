@@ -33,7 +33,7 @@ NUMBER = st.floats(allow_nan=False)
 TEXT = st.text("abcdefghij XYZ_09", max_size=30).map(str.rstrip)
 SHA = st.binary(min_size=32, max_size=32)
 MESSAGES = st.one_of(
-    st.builds(Session, SHA, I32, U32, U32, U32, NUMBER),
+    st.builds(Session, SHA, I32, U32, U32, U64, U32, U32, NUMBER),
     st.builds(LayerLimits, I32, I32, U32, U32, NUMBER, NUMBER, NUMBER, NUMBER),
     st.builds(Wish, st.integers(0, 1), I32, I32, U32, U32, U64),
     st.builds(Reset, TEXT, TEXT),

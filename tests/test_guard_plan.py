@@ -7,6 +7,7 @@ import json
 import math
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from drivers.errors import BadInput, Refused
 from interlocks import guard_numbers, guard_plan
 from interlocks.guard_numbers import EXTRAPOLATED, expected_fields
 from interlocks.guard_plan import read_plan
-from interlocks.guard_state import Delivered, Memory, StateFile
+from interlocks.guard_state import Delivered, Memory, StateFile, StateThread
 from sites.loader import load_site
 from tests.delivery_rig import EXAMPLES
 from tests.make_plan import BeamSpec, LayerSpec, grid, make_plan, write_plan
@@ -247,7 +248,7 @@ def test_two_physics_agree_where_the_controllers_fit_was_made(site_name: str, io
 def test_its_memory_comes_back_as_it_was(tmp_path: Path) -> None:
     file = StateFile(tmp_path / "deep" / "memory.json")
     assert file.load() == Memory()
-    memory = Memory(5, 6, 2**63 + 1, 1.01, 0.05, "abc:1", 2, {"0": Delivered(1.5, 7, 3)}, 0)
+    memory = Memory(5, 6, 2**63 + 1, 1.01, 0.05, "abc:1", 2**63 + 2, 3, 2, {"0": Delivered(1.5, 7, 3)}, 0)
     file.save(memory)
     assert file.load() == memory
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["memory.json"]
@@ -274,6 +275,35 @@ def test_the_memory_is_on_the_disk_as_a_whole_before_it_takes_its_name(
     assert (folder_too, after) == (True, ["memory.json"])
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(folder)
+
+
+def test_a_slow_disk_keeps_back_permits_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = threading.Event()
+    synced = os.fsync
+
+    def slow(file: int) -> None:
+        assert disk.wait(60)
+        synced(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    file = StateThread(tmp_path / "memory.json")
+    assert file.saved
+    file.save(Memory(counter=1))  # returns at once
+    assert not file.saved
+    file.save(Memory(counter=2))
+    file.save(Memory(counter=3))
+    disk.set()
+    file.close()
+    assert (file.saved, file.failure) == (True, None)
+    assert StateFile(file.path).load() == Memory(counter=3)
+
+
+def test_a_disk_that_fails_later_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    file = StateThread(tmp_path / "taken" / "memory.json")
+    file.save(Memory())
+    file.close()
+    assert isinstance(file.failure, NotADirectoryError | FileExistsError)
 
 
 @pytest.mark.parametrize(

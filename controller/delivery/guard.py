@@ -85,6 +85,8 @@ class GuardLink:
         plan_sha256: str,
         fraction_group: int,
         part: int,
+        fraction: int,
+        treatment: int,
         ktp: float,
         programs: Sequence[Sequence[LayerProgram]],
         deadline: Deadline,
@@ -100,7 +102,7 @@ class GuardLink:
         self._session, self.status = session, None
         layers = [program for field in programs for program in field]
         sha = bytes.fromhex(plan_sha256)
-        said = Session(sha, fraction_group, part, len(programs), len(layers), ktp)
+        said = Session(sha, fraction_group, part, fraction, treatment, len(programs), len(layers), ktp)
         limit = deadline.sooner(AGREE_S)
         say_s = 0.0
         while True:

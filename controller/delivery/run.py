@@ -64,6 +64,9 @@ class Run:
     epoch: datetime = datetime(2000, 1, 1, tzinfo=UTC)
     """UTC of 0 ns."""
     part: int = 1
+    fraction: int = 1
+    treatment: int = 0
+    """What all its parts have in common: a hash of the first one's header."""
     sources: Sources | None = None
     """What plan, site and register maps were checked; None: nobody said, and nothing is armed."""
     carried: Carried | None = None

@@ -69,7 +69,17 @@ async def agree_with_guard(run: Run, session: int, deadline: Deadline) -> None:
     plan = run.plan
     # parts in which no field was ever begun gave nothing, and no guard was told of them
     part = 1 if run.carried is None or run.carried.baseline is None else run.part
-    await run.guard.agree(session, plan.file_sha256, plan.fraction_group, part, corrections.ktp, programs, deadline)
+    await run.guard.agree(
+        session,
+        plan.file_sha256,
+        plan.fraction_group,
+        part,
+        run.fraction,
+        run.treatment,
+        corrections.ktp,
+        programs,
+        deadline,
+    )
     if run.guard.status is not None:
         run.event("guard", phase="agreed")
 

@@ -4,12 +4,12 @@ Little endian, one datagram a message, on loopback:
 
     offset  type  meaning
          0  u32   magic 'SPWG'
-         4  u8    version (1)
+         4  u8    version (2)
          5  u8    kind: 1 session, 2 layer, 3 wish, 4 reset, 5 ask (all by the controller), 6 status (by the guard)
          6  u16   length of the whole datagram
          8  u64   session nonce, the same as of the controller's permits (ask: 0)
         16  u64   sequence number, rising in a session
-        24        payload, see the named tuples below; text is UTF-8, filled up with zeros
+        24        payload by kind, see the tables; text is UTF-8, filled up with zeros
       last  16 B  first half of HMAC-SHA-256 (RFC 2104) of all bytes before, under the permits' key
 
 Session and layers say what the controller intends; a wish says, repeated as a sign of life, what may run now. Nothing
@@ -20,11 +20,12 @@ key; it is no defence against a compromised controller, the guard's own numbers 
 from __future__ import annotations
 
 import hmac
+import re
 import struct
 from typing import NamedTuple
 
 GUARD_MAGIC = 0x47575053
-GUARD_VERSION = 1
+GUARD_VERSION = 2
 MAC_BYTES = 16
 MAX_BYTES = 512
 _HEADER = struct.Struct("<IBBHQQ")
@@ -39,6 +40,10 @@ class Session(NamedTuple):
     plan_sha256: bytes
     fraction_group: int
     part: int
+    fraction: int
+    """Of the plan's course."""
+    treatment: int
+    """A hash of what the treatment began with: the same for all its parts, another for any other treatment."""
     fields: int
     layers: int
     """Of all fields: so many layer messages follow."""
@@ -101,15 +106,30 @@ class Status(NamedTuple):
 
 Message = Session | LayerLimits | Wish | Reset | Ask | Status
 _KINDS: dict[int, tuple[type[Message], struct.Struct]] = {
-    1: (Session, struct.Struct("<32siIIId")),
+    1: (Session, struct.Struct("<32siIIQIId")),
     2: (LayerLimits, struct.Struct("<iiIIdddd")),
     3: (Wish, struct.Struct("<BiiIIQ")),
     4: (Reset, struct.Struct("<64s160s")),
     5: (Ask, struct.Struct("<")),
     6: (Status, struct.Struct("<BI32siddd32s160s")),
 }
+_TYPES = {"B": "u8", "i": "i32", "I": "u32", "Q": "u64", "d": "f64"}
 _TEXTS = {"operator", "reason", "condition", "detail"}
 _NUMBERS = {kind: number for number, (kind, _) in _KINDS.items()}
+
+
+def payloads() -> list[tuple[int, type[Message], list[tuple[int, str, str]]]]:
+    """Number, message and (offset in the datagram, type, name) of its fields, for the document."""
+    found = []
+    for number, (kind, layout) in _KINDS.items():
+        codes = re.findall(r"\d*[a-zA-Z]", layout.format.removeprefix("<"))
+        rows, offset = [], _HEADER.size
+        for name, code in zip(kind._fields, codes, strict=True):
+            text = f"{code[:-1]} B" if code.endswith("s") else _TYPES[code]
+            rows.append((offset, text, name))
+            offset += struct.calcsize("<" + code)
+        found.append((number, kind, rows))
+    return found
 
 
 class Envelope(NamedTuple):
