@@ -25,6 +25,7 @@ START_NS = 10_000_000_000
 COUNTER = 5_000_000
 RATE_PER_S = 2e6
 TOKEN = 0x70CE
+TREATMENT = 0x7EA7
 WALL_NS = 1_700_000_000_000_000_000
 MS = 1_000_000
 
@@ -98,7 +99,7 @@ class Talk:
         """A new session about the plan."""
         self.session_number += 1
         self.sequence = 0
-        said = Session(bytes.fromhex(plan().sha256), plan().fraction_group, 1, 2, 4, 1.0)
+        said = Session(bytes.fromhex(plan().sha256), plan().fraction_group, 1, 1, TREATMENT, 2, 4, 1.0)
         self.say(said._replace(**changes))
 
     def limits(self, field: int, layer: int, rate_per_s: float = RATE_PER_S) -> LayerLimits:

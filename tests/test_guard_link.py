@@ -63,12 +63,12 @@ def test_no_changed_byte_passes(message: Message, data: st.DataObject) -> None:
 
 def test_the_bytes_are_as_the_table_says() -> None:
     data = encode(Envelope(0x1122, 0x33, Ask()), KEY)
-    assert data[:24] == b"SPWG" + bytes([1, 5, 40, 0, 0x22, 0x11, 0, 0, 0, 0, 0, 0, 0x33, 0, 0, 0, 0, 0, 0, 0])
+    assert data[:24] == b"SPWG" + bytes([2, 5, 40, 0, 0x22, 0x11, 0, 0, 0, 0, 0, 0, 0x33, 0, 0, 0, 0, 0, 0, 0])
     assert len(data) == 40  # with half of an HMAC-SHA-256
     assert MAX_BYTES == 512
 
 
-@pytest.mark.parametrize(("at", "value"), [(0, 0x52), (4, 2), (5, 7), (6, 41)])
+@pytest.mark.parametrize(("at", "value"), [(0, 0x52), (4, 1), (5, 7), (6, 41)])
 def test_another_magic_version_kind_or_length_is_nothing_even_with_the_right_mac(at: int, value: int) -> None:
     body = bytearray(encode(Envelope(1, 2, Ask()), KEY)[:-16])
     body[at] = value

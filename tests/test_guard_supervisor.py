@@ -19,7 +19,7 @@ from interlocks.guard_numbers import expected_fields
 from interlocks.guard_state import Delivered, Memory, StateFile
 from interlocks.guard_supervisor import SETTLE_NS, Air
 from sites.schema import Operators
-from tests.guard_talk import COUNTER, MS, RULES, SITE, START_NS, TOKEN, WALL_NS, Talk, plan, site_with
+from tests.guard_talk import COUNTER, MS, RULES, SITE, START_NS, TOKEN, TREATMENT, WALL_NS, Talk, plan, site_with
 
 LEASE_MS, TIME_OUT_MS, STALE_MS = SITE.permits.lease_ms, SITE.permits.time_out_ms, SITE.permits.stale_ms
 FRESH_MS = 20.0
@@ -801,3 +801,32 @@ def test_a_simulator_that_was_started_anew_has_another_counter(tmp_path: Path) -
     talk.mind.simulator_anew = True
     talk.mind.first_look(COUNTER + 12)  # as it was left: what came is the field's
     assert talk.mind.memory.fields["0"].counts == 12
+
+
+@pytest.mark.parametrize(
+    ("simulated", "changes", "given", "refused"),
+    [
+        (True, {}, 5000.0, True),
+        (True, {}, 100.0, False),  # the pedestal of its self-tests
+        (True, {"treatment": 5}, 5000.0, False),
+        (False, {"treatment": 5}, 5000.0, True),
+        (False, {"treatment": 5}, 100.0, False),
+        (False, {"treatment": 5, "fraction": 2}, 5000.0, False),
+        (True, {"treatment": 5, "part": 2}, 5000.0, True),
+        (True, {"part": 2}, 5000.0, False),
+    ],
+)
+def test_what_was_given_counts_until_treatment_and_fraction_are_others(
+    simulated: bool, changes: dict[str, int], given: float, refused: bool
+) -> None:
+    site = SITE
+    if not simulated:
+        real = SITE.devices.couch.model_copy(update={"kind": "real"})
+        site = site_with(devices={"couch": real})
+    talk = Talk(site=site)
+    memory = talk.mind.memory
+    memory.account, memory.part, memory.fields = ACCOUNT, 1, {"0": Delivered(given)}
+    memory.treatment, memory.fraction = TREATMENT, 1
+    talk.session(**changes)
+    assert talk.refused == ("GUARD_RETAINED" if refused else "")
+    assert (memory.fields == {"0": Delivered(given)}) == (refused or changes.get("part") == 2)
