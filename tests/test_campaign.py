@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ import pytest
 from controller.campaign import command, jobs
 from controller.campaign.case import Case, play
 from controller.campaign.command import exit_status
+from controller.campaign.dask_runner import run_jobs_on
 from controller.campaign.definition import read_definition, shipped
 from controller.campaign.jobs import Job, jobs_of, run_job
 from controller.campaign.misplaced import misplaced
+from controller.campaign.pages import write_pages
 from controller.campaign.places import coarse_places
 from controller.campaign.report import page
 from controller.campaign.runner import run_jobs
@@ -41,6 +44,8 @@ from interlocks.conditions import matrix
 from simulators.fault_kinds import catalogue
 
 ROOT = Path(__file__).parents[1]
+SCENARIOS = ROOT / "tests" / "scenarios"
+"""Unsafe cases of campaigns, made small, whose cause is mended."""
 FIXED = shipped().rooms["fixed"]
 STUCK = '[[fault]]\nname = "chopper_stuck"\nat = { field = 1, visit = 3 }\n'
 
@@ -410,6 +415,34 @@ def test_unsafe_cases_and_false_trips_fail_a_campaign_and_are_shown() -> None:
     assert 'class="bad">2, 300' in shown
 
 
+def test_the_pages_show_every_interlock_and_what_physics_forbids(tmp_path: Path) -> None:
+    passed = replace(GOOD, status="completed", first_out="", reaction=None, harm_gy=0.01)
+    refused = replace(GOOD, status="refused", first_out="", reaction=None, message="the guard refuses: GUARD_LIMITS")
+    latched = replace(GOOD, trips=("BEAM_WITHOUT_REQUEST", "CHAIN_OPENED"))
+    cases = [judge(facts).as_json() for facts in (passed, refused, latched)]
+    head = {"definition": "d" * 64, "size": "full", "seed": 0, "version": "0"}
+    summary = summarise([{"job": "a", "kind": "hunt", "what": "chopper_stuck", "cases": cases}], head, 1)
+    write_pages(summary, tmp_path)
+    shown = (tmp_path / "campaign.md").read_text(encoding="utf-8")
+    assert f"Of {len(matrix())} conditions" in shown
+    assert "| `BEAM_WITHOUT_REQUEST` | 1 | 1 | 0 | chopper_stuck |" in shown
+    assert "| `GUARD_LIMITS` | 0 | 0 | 1 | chopper_stuck |" in shown
+    assert "no effect 1" in shown
+    assert "| carbon-fixed | 430 |" in shown
+    for name in matrix():
+        assert f"| `{name}` |" in shown
+    reactions = (tmp_path / "reactions.md").read_text(encoding="utf-8")
+    assert "| `BEAM_WITHOUT_REQUEST` | realtime | 1 | 1 |" in reactions
+    assert json.loads((tmp_path / "campaign.json").read_text(encoding="utf-8"))["passed"] == {"no effect": 1}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SCENARIOS.glob("*.toml")))
+def test_what_was_unsafe_once_is_safe_and_named(name: str) -> None:
+    verdict = play(read_case(SCENARIOS / name))
+    assert (verdict.verdict, verdict.why) == ("safe_named", ())
+    assert verdict.ended in verdict.facts.expected
+
+
 def test_options_that_mean_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["campaign", "--only", "no such fault", "--out", str(tmp_path / "c")]) == 2
     assert "no job of the campaign" in capsys.readouterr().err
@@ -419,45 +452,56 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+@contextmanager
+def dask_cluster(folder: Path, port: int) -> Iterator[str]:
+    """A scheduler and two workers of one thread, processes of their own; its address."""
+    from distributed import Client  # noqa: PLC0415
+
+    address = f"tcp://127.0.0.1:{port}"
+    scheduler = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    worker = ["distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [
+        subprocess.Popen([sys.executable, "-m", *words], env=environment(), cwd=folder, **quiet)
+        for words in (scheduler, worker, worker)
+    ]
+    try:
+        with Client(address, timeout=60, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield address
+    finally:
+        for process in reversed(started):  # workers first: one that has lost its scheduler looks for it for a while
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def test_a_dask_cluster_takes_the_jobs_of_a_campaign(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    pytest.importorskip("distributed", reason="needs the extra `campaign`")
+    nothing = [Job(f"free-fixed-{k}", "free", "fixed", "none", ()) for k in range(5)]
+    with dask_cluster(tmp_path, free_port()) as address:
+        played = dict(run_jobs_on(address, nothing))
+    assert played == {job: run_job(job) for job in nothing}
+
+
 @pytest.mark.slow
 def test_a_dask_cluster_gives_the_same_verdicts_as_processes(
     tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("distributed", reason="needs the extra `campaign`")
     chosen = few(monkeypatch)
-    port = free_port()
-    address = f"tcp://127.0.0.1:{port}"
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
-    worker = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_worker",
-        address,
-        "--nthreads",
-        "1",
-        "--no-nanny",
-        "--no-dashboard",
-    ]
-    started = [
-        subprocess.Popen(words, env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for words in ([*dask, "--no-dashboard"], worker, worker)
-    ]
-    try:
-        from distributed import Client  # noqa: PLC0415
-
-        with Client(address, timeout=60, set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
+    with dask_cluster(tmp_path, free_port()) as address:
         options = ["campaign", "--seed", "7", "--json"]
         assert main([*options, "--scheduler", address, "--out", str(tmp_path / "dask")]) == 0
-    finally:
-        for process in reversed(started):
-            process.terminate()
-        for process in started:
-            process.wait(30)
     store = Store(tmp_path / "processes", shipped(), "full", 7)
     for job, result in run_jobs(chosen, 2):
         store.put(job, result)
-    for path in sorted((tmp_path / "processes" / "jobs").iterdir()):
+    paths = sorted((tmp_path / "processes" / "jobs").iterdir())
+    assert len(paths) == len(chosen)
+    for path in paths:
         assert path.read_bytes() == (tmp_path / "dask" / "jobs" / path.name).read_bytes()
     capsys.readouterr()
 

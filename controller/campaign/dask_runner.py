@@ -39,5 +39,5 @@ def run_jobs_on(scheduler: str, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict
                 f"--scheduler {scheduler}: workers run Spotwise {', '.join(others)}, this is another version"
             )
         running = {client.submit(run_job, job, pure=False): job for job in jobs}
-        for done in distributed.as_completed(list(running)):
+        for done in distributed.as_completed(list(running), loop=client.loop):
             yield running[done], done.result()

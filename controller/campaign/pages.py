@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from controller.campaign.command import SUMMARY
 from controller.campaign.definition import shipped
+from controller.campaign.physics_limits import limits_section
 from controller.campaign.truth_dose import LIMIT_GY
 from interlocks.conditions import matrix
+from interlocks.hazards import analysis
 
 Summary = Mapping[str, Any]
 MOST_BAD = 40
@@ -55,21 +57,64 @@ def campaign_page(s: Summary) -> str:
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
             *(_fault(name, found) for name, found in s["by_fault"].items()),
             "",
-            "## Conditions that were raised",
+            "## Faults that passed",
             "",
-            ", ".join(f"`{name}`" for name in s["raised"]) + ".",
+            "A treatment that completed is compared with the plant's truth: every spot within its tolerance, or it is "
+            "unsafe. Why the fault may pass ([how](../campaign.md)): " + _passed(s) + ".",
             "",
-            "These no fault raises in virtual time:",
-            "",
-            "| condition | why |",
-            "| --- | --- |",
-            *(f"| `{name}` | {why} |" for name, why in shipped().unreachable.items()),
-            "",
+            *_coverage(s),
+            *limits_section(),
             "## Cases that were not safe and named",
             "",
             *_bad(s),
         ]
     )
+
+
+def _passed(s: Summary) -> str:
+    return ", ".join(f"{why} {count}" for why, count in s["passed"].items()) or "none did"
+
+
+def _coverage(s: Summary) -> list[str]:
+    """Every condition of the matrix: what the campaign raised, and which tests raise what it did not."""
+    raised = {name: c for name, c in s["coverage"].items() if c["latched"] or c["refused"]}
+    missing = [name for name in s["coverage"] if name not in raised]
+    return [
+        "## Every interlock",
+        "",
+        f"Of {len(s['coverage'])} conditions of the [matrix](../interlocks.md), {len(raised)} were raised by the "
+        "campaign: as first-out, behind another one, or as the reason of a refusal.",
+        "",
+        "| condition | first-out | latched | refused | by |",
+        "| --- | ---: | ---: | ---: | --- |",
+        *(
+            f"| `{name}` | {c['first_out']} | {c['latched']} | {c['refused']} | {_some(c['faults'])} |"
+            for name, c in raised.items()
+        ),
+        "",
+        "The others, and the tests that raise them:",
+        "",
+        "| condition | raised by | why not here |",
+        "| --- | --- | --- |",
+        *(f"| `{name}` | {', '.join(_tests(name))} | {_why(name)} |" for name in missing),
+        "",
+    ]
+
+
+def _some(faults: Sequence[str]) -> str:
+    shown = ", ".join(faults[:6])
+    return shown + (f" and {len(faults) - 6} more" if len(faults) > 6 else "")
+
+
+def _tests(condition: str) -> list[str]:
+    """Tests that the analysis of hazards names for a condition."""
+    scenarios = [scenario for unsafe in analysis().unsafe for scenario in unsafe.scenarios]
+    found = [test for scenario in scenarios if condition in scenario.conditions for test in scenario.tests]
+    return [f"`{test}`" for test in dict.fromkeys(found)]
+
+
+def _why(condition: str) -> str:
+    return shipped().unreachable.get(condition, "another condition was faster each time").split(";")[0]
 
 
 def _fault(name: str, found: Mapping[str, Any]) -> str:
@@ -116,13 +161,33 @@ def reactions_page(s: Summary) -> str:
         "trip to beam off: p50 | max |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, found in s["by_condition"].items():
+    for name in matrix():
+        found = s["by_condition"].get(name)
+        if found is None:
+            continue
         trip, opened, off = (found[k] for k in ("fault_to_trip_ms", "trip_to_open_ms", "trip_to_beam_off_ms"))
         numbers = [trip["least"], trip["p50"], trip["max"], opened["max"], off["p50"], off["max"]]
         cells = " | ".join("" if n is None else f"{n:.4g}" for n in numbers)
         condition = matrix()[name]
         first = f"| `{name}` | {condition.where} | {found['cases']} | {condition.budget_ms:g} | {found['within']} | "
         lines.append(f"{first}{cells} |")
+    others = [name for name in matrix() if name not in s["by_condition"]]
+    lines += [
+        "",
+        "## Never the first-out here",
+        "",
+        "Conditions that another one was faster than each time, or that no fault in virtual time reaches: their limits "
+        "and judgements are held by these tests, frame by frame or with a status made by hand; what follows a trip "
+        "is the same for all. On the real clock, `spotwise bench reaction` measures frame in to drop out, and "
+        "`spotwise doctor` the chain's own reaction.",
+        "",
+        "| condition | where | budget, ms | tests |",
+        "| --- | --- | ---: | --- |",
+        *(
+            f"| `{name}` | {matrix()[name].where} | {matrix()[name].budget_ms:g} | {', '.join(_tests(name))} |"
+            for name in others
+        ),
+    ]
     return "\n".join([*lines, ""])
 
 
