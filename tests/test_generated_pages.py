@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from interlocks.hazards import analysis
 from interlocks.hazards_page import page as hazards
 from interlocks.matrix_page import page as interlocks
 from simulators.faults_page import page as faults
+from tests.kills.page import page as kills
 
 DOCS = Path(__file__).parents[1] / "docs"
+KILLS = Path(__file__).with_name("kills") / "results.json"
 
 
 def test_the_page_on_interlocks_is_current() -> None:
@@ -26,6 +29,12 @@ def test_the_page_on_faults_is_current() -> None:
 
 def test_the_page_on_hazards_is_current() -> None:
     assert (DOCS / "safety" / "hazards.md").read_text(encoding="utf-8") == hazards(analysis())
+
+
+def test_the_page_on_kills_is_current() -> None:
+    assert (DOCS / "safety" / "kills.md").read_text(encoding="utf-8") == kills(
+        json.loads(KILLS.read_text(encoding="utf-8"))
+    )
 
 
 def test_every_condition_has_exactly_one_row() -> None:

@@ -1,11 +1,9 @@
-"""The guard as a process of its own, on real sockets: killed, stopped, attached to, and what it remembers."""
+"""The guard as a process of its own, on real sockets: attached to, and what it remembers; see also test_kills.py."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,12 @@ from tests.real_rooms import (
     run,
     simulators,
     spotwise,
-    stands_still,
     status,
-    summary,
     until,
     witness,
 )
 
 pytestmark = [pytest.mark.real_clock, pytest.mark.timeout(400)]
-
-GUARD_TIME_OUT, GUARD_DROP = 10, 11
-FRAME_NS = 100_000
 
 
 @pytest.fixture
@@ -45,44 +38,9 @@ def guard_pid(room: RealRoom) -> int | None:
     return int(found[0].split(":")[0]) if found else None
 
 
-def gone(pid: int) -> bool:
-    """No such process any more, or only its status waits to be read."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def told(out: Path) -> list[dict[str, Any]]:
     """The guard's own events."""
     return [json.loads(line) for line in (out / "guard-events.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_dead_or_hung_guard_opens_the_chain_within_its_time_out(room: RealRoom, number: signal.Signals) -> None:
-    out = room.folder / "out"
-    async with simulators(room), witness(room, ("scan_controller",)) as seen, run(room, *delivery(room, out)) as ours:
-        await until("mid-layer", lambda: seen.visit > 60 or not ours.running)
-        assert ours.running, await ours.ended()
-        pid = guard_pid(room)
-        assert pid is not None
-        os.kill(pid, number)
-        await until("it permits no more", lambda: gone(pid) or stands_still(pid))
-        dead_ns = time.monotonic_ns()
-        await until("the chain opens", seen.chain_opened_ns)
-        opened_ns = seen.chain_opened_ns()
-        assert opened_ns is not None
-        chain = await status(room, "safety_chain")
-        assert (chain.closed, chain.open_cause) == (False, GUARD_TIME_OUT)
-        # by the plant's clock, the same as ours: the last permit was on its way at most
-        assert opened_ns <= dead_ns + room.site.permits.time_out_ms * 1e6 + 3 * FRAME_NS
-        ended = await ours.ended()
-        await beam_is_off(room)
-    assert ended.status == 4, ended
-    assert "guard" in ended.out
-    trips = summary(out)["trips"]
-    assert trips[0]["id"] in ("CHAIN_OPENED", "GUARD_SILENT")
-    assert guard_pid(room) is None  # a stopped one is ended too
 
 
 async def test_a_killed_controller_ends_its_guard_which_remembers_what_was_delivered(room: RealRoom) -> None:

@@ -2,6 +2,8 @@
 
     python -m tests.kills stops --times 100 --seed 0 --out DIR      beam off after each stop, at the plant
     python -m tests.kills resumes --times 100 --seed 0 --out DIR    killed controllers, resumed to the end
+    python -m tests.kills keep DIR...                               results go to tests/kills/results.json
+    python -m tests.kills page > docs/safety/kills.md
 
 Every trial leaves a line in DIR/stops.jsonl or DIR/resumes.jsonl; a command that is given again goes on after the last.
 """
@@ -16,10 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.kills.page import page
 from tests.kills.resumes import resume_once, times_of
 from tests.kills.room import bench, load
 from tests.kills.stops import KINDS, beam_phase_s, share_of, stop_once
 
+RESULTS = Path(__file__).with_name("results.json")
 A_ROOM = 12
 """Trials of a room's start."""
 
@@ -96,17 +100,40 @@ async def resumes(folder: Path, times: int, seed: int) -> None:
             shutil.rmtree(folder / f"room-{start}")
 
 
+def keep(folders: list[Path]) -> None:
+    """Put what folders hold into the results that the page is made of; what they do not hold stays."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for what in ("stops", "resumes"):
+        found = [one for folder in folders for one in lines(folder / f"{what}.jsonl")]
+        found = [one for one in found if not one.get("over") or one.get("problems")]
+        if found:
+            results[what] = [{k: v for k, v in one.items() if k != "said"} for one in found]
+    rows = (
+        f' "{what}": [\n' + ",\n".join(f"  {json.dumps(one)}" for one in found) + "\n ]"
+        for what, found in results.items()
+    )
+    RESULTS.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+
+
 def main() -> int:
     """See the module's text."""
     parser = argparse.ArgumentParser(prog="python -m tests.kills")
-    parser.add_argument("what", choices=("stops", "resumes"))
-    parser.add_argument("--times", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    commands = parser.add_subparsers(dest="what", required=True)
+    for what in ("stops", "resumes"):
+        trials = commands.add_parser(what)
+        trials.add_argument("--times", type=int, default=100)
+        trials.add_argument("--seed", type=int, default=0)
+        trials.add_argument("--out", type=Path, required=True)
+    commands.add_parser("keep").add_argument("folders", type=Path, nargs="+")
+    commands.add_parser("page")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    trials = {"stops": stops, "resumes": resumes}[given.what]
-    asyncio.run(trials(given.out.resolve(), given.times, given.seed))
+    if given.what == "page":
+        sys.stdout.write(page(json.loads(RESULTS.read_text(encoding="utf-8"))))
+    elif given.what == "keep":
+        keep(given.folders)
+    else:
+        given.out.mkdir(parents=True, exist_ok=True)
+        asyncio.run({"stops": stops, "resumes": resumes}[given.what](given.out.resolve(), given.times, given.seed))
     return 0
 
 
