@@ -141,3 +141,34 @@ def test_a_spill_is_verified_in_that_spill_however_slow_the_registers_are(tmp_pa
     verified = [at for at, phase in enumerate(phases) if phase == "verified"]
     assert verified
     assert {phases[at - 1] for at in verified} == {"begin"}
+
+
+def test_what_the_accelerator_says_of_a_spill_that_has_ended_verifies_no_other(tmp_path: Path) -> None:
+    """Its registers are slower than the gap is long: when the next spill is there, they still show the one before."""
+    site = load_site("carbon-fixed")
+    quick = site.accelerator.model_copy(update={"gap_s": 0.1})
+
+    async def script(d: Delivery) -> None:
+        accelerator = d.run.devices.accelerator
+        honest = accelerator.status
+        said: list[Any] = []
+
+        async def status(deadline: Any) -> Any:
+            said.append(await honest(deadline))
+            old = [s for s in said if s.t_ns <= now_ns() - 110_000_000 and s.request_id == said[-1].request_id]
+            return replace(old[-1], t_ns=said[-1].t_ns) if old else said[-1]
+
+        accelerator.status = status  # type: ignore[method-assign]
+
+    done = run_delivery(
+        EXAMPLES / "small_carbon.dcm",
+        site.model_copy(update={"accelerator": quick}),
+        tmp_path / "out",
+        faults='[[fault]]\nname = "spill_ends_early"\nfor_s = 0.001\nat = { field = 1, visit = 6 }\n',
+        script=script,
+    )
+    events = [e for e in done.events if e["event"] == "spill" or (e["event"] == "layer" and e["phase"] == "ready")]
+    numbers = [e["spill"] for e in events if "spill" in e]
+    assert any(e["event"] == "spill" and e["phase"] == "verified" for e in events)
+    assert len(set(numbers)) == len(numbers)
+    assert done.outcome.status == "completed"

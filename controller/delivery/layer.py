@@ -130,17 +130,22 @@ async def request(run: Run, program: LayerProgram) -> int:
     return request_id
 
 
-async def beam_ready(run: Run, program: LayerProgram, request_id: int, *, in_layer: bool = False) -> None:
-    """Wait for the requested beam, and verify energy, ion and port of this spill: read-back and independent sensor."""
+async def beam_ready(
+    run: Run, program: LayerProgram, request_id: int, *, in_layer: bool = False, after: int | None = None
+) -> None:
+    """Wait for the requested beam, and verify energy, ion and port of this spill: read-back and independent sensor.
+
+    `after`: number of a spill that has ended; what the accelerator says of that one is no word of this one.
+    """
     a = run.site.accelerator
     limit_s = 10.0 + 3 * (a.gap_s + a.energy_step_up_s + a.energy_step_s + a.flat_top_s)
     deadline = Deadline.after(limit_s, f"beam for layer {program.layer_index + 1}")
     while True:
-        # in mid-layer the request stays the same: only the spill's own line tells this spill from the one before, which
-        # slow registers may still speak of
+        # in mid-layer the request stays the same: only the spill's own line and its number tell this spill from the one
+        # before, which slow registers may still speak of
         spill = not in_layer or a.kind != "synchrotron" or bool(run.path.flags & FLAG_SPILL)
         status = await run.devices.accelerator.status(Deadline.after(COMMAND_S, deadline.purpose))
-        if spill and status.state == READY and status.request_id == request_id:
+        if spill and status.state == READY and status.request_id == request_id and status.spill != after:
             sensors = await run.devices.safety_chain.status(Deadline.after(COMMAND_S, deadline.purpose))
             if sensors.energy_sensor_mev_u > 0:
                 break
@@ -166,6 +171,7 @@ async def beam_ready(run: Run, program: LayerProgram, request_id: int, *, in_lay
     )
     _verify(run, program, status)
     run.tally.energy_mev_u = status.energy_mev_u
+    run.spill_number = status.spill
     shown: dict[str, float | int] = {
         "energy_set_mev_u": program.energy_mev_u,
         "energy_readback_mev_u": status.energy_mev_u,
@@ -236,7 +242,7 @@ async def next_spill(run: Run, program: LayerProgram, request_id: int) -> None:
     if run.path.flags & FLAG_LAYER_DONE:
         run.spill_verified.set()
         return
-    await beam_ready(run, program, request_id, in_layer=True)
+    await beam_ready(run, program, request_id, in_layer=True, after=run.spill_number)
     async with run.engine:
         run.spill_verified.set()
         if run.resumed.is_set():

@@ -114,6 +114,8 @@ class Run:
     """Not set between the end of a spill in mid-layer and the verification of the next one: the engine is held then."""
     spill_since_ns: int = 0
     """When the last spill began, as the frames showed it."""
+    spill_number: int = 0
+    """The accelerator's number of the spill that was verified last."""
     engine: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Start and hold of the spot engine, one after the other: a pause never slips in between."""
     on_change: Callable[[], None] = lambda: None
