@@ -80,6 +80,8 @@ class StepEngine:
         self._counts_per_s = 0.0
         self._currents: dict[int, tuple[float, float]] = {}
         """Read-back that let each visit go, until its row is acknowledged."""
+        self._rows: dict[int, int] = {}
+        """Row of each visit that was read and not acknowledged yet."""
 
     @property
     def stale_answers(self) -> int:
@@ -241,9 +243,12 @@ class StepEngine:
         spot = await self.electrometer.spot(deadline)
         if spot.waiting or spot.visit != layer.table.first_visit + self._gone:
             return  # between two visits: the next one's place is proved before it goes
-        there = await self.supply.readback(deadline)
         x, y = layer.place(self._gone)
+        there = await self.supply.readback(deadline)
         if not arrived(there, x, y, self.limits):
+            again = await self.electrometer.spot(deadline)
+            if again.waiting or again.visit != spot.visit:
+                return  # it was over meanwhile, and `attend` sends the magnets to the next place
             raise ReadbackMismatch(
                 self.name,
                 f"visit {spot.visit}: x_current_a, y_current_a: wanted {x:.3f} A, {y:.3f} A (tolerance "
@@ -294,6 +299,7 @@ class StepEngine:
     async def results(self, first: int, count: int, deadline: Deadline) -> NDArray[np.void]:
         """Rows of the electrometer's ring, with the currents that let each visit go (NaN where this PC did not)."""
         rows = await self.electrometer.spots(first, count, deadline)
+        self._rows.update(zip(rows["visit"].tolist(), range(first, first + count), strict=True))
         results = np.zeros(count, ENGINE_RESULT_DTYPE)
         for name in ("visit", "counts", "t_start_ns", "t_end_ns", "flags"):
             results[name] = rows[name]
@@ -307,6 +313,9 @@ class StepEngine:
     async def acknowledge(self, results: int, deadline: Deadline) -> None:
         """Rows before this one are journalled and may be overwritten."""
         await self.electrometer.acknowledge_spots(results, deadline)
+        for visit in [visit for visit, row in self._rows.items() if row < results]:
+            del self._rows[visit]
+            self._currents.pop(visit, None)
 
     def _armed_layer(self, what: str) -> _Layer:
         if self._armed is None:

@@ -38,6 +38,21 @@ def measured(feedback: PositionFeedback, errors_mm: list[tuple[float, float]]) -
         feedback.take(x, y)
 
 
+def test_a_spot_that_is_shown_after_the_next_offset_was_decided_counts_with_its_own() -> None:
+    site = adapting_site(position_feedback=True)
+    feedback = PositionFeedback(site.scanning)
+    spots = site.scanning.position_feedback_spots
+    measured(feedback, [(1.0, 0.0)] * spots)
+    first = feedback.decide()
+    assert first is not None
+    assert first.after_mm == (-site.scanning.position_feedback_step_mm, 0.0)
+    for _ in range(spots):  # of the layer before, armed without an offset
+        feedback.take(1.0, 0.0, (0.0, 0.0))
+    again = feedback.decide()
+    assert again is not None
+    assert again.error_mm[0] == pytest.approx(1.0 - site.scanning.position_feedback_step_mm)
+
+
 def test_with_1_mm_of_drift_over_a_field_95_percent_of_the_spots_are_within_half_a_mm(followed: Delivery) -> None:
     assert followed.outcome.status == "completed"
     drift = followed.world.room.plant.parameters["offset_x_mm"] - followed.run.site.simulation.offset_x_mm

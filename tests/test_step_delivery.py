@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from drivers.contracts import MagnetReadback
+from drivers.contracts import SELF_TEST_VISIT, MagnetReadback, SpotStatus
 from drivers.deadline import Deadline
 from drivers.errors import Stopped
 from drivers.preset_electrometer import Preset
@@ -35,6 +36,10 @@ def test_a_plan_is_delivered_whole_and_every_count_is_accounted_for(whole: Deliv
     assert whole.summary["outcome"] == "completed", whole.summary["trips"]
     assert whole.summary["spots_delivered"] == whole.summary["spots_planned"] == 48
     counts_accounted(whole, [0, 1])
+    engine = whole.run.devices.scan_controller
+    assert isinstance(engine, StepEngine)
+    assert engine._rows == {}  # what was acknowledged is not kept
+    assert set(engine._currents) <= {SELF_TEST_VISIT}
 
 
 def test_every_spot_is_right_against_the_plant(whole: Delivery) -> None:
@@ -188,12 +193,45 @@ def test_a_magnet_that_drifts_in_a_pause_gets_no_beam_back(tmp_path: Path) -> No
     assert "no resume" in stopped.named("trip")[0]["detail"]
 
 
+def test_a_spot_that_ends_while_its_place_is_proved_for_a_resume_is_no_error(tmp_path: Path) -> None:
+    """The magnets are then already sent to the next place, which is proved before it gets beam."""
+
+    async def script(d: Delivery) -> None:
+        plant = d.plant
+        await d.until(lambda: plant["eng_visit"] == 5 and plant["eng_sub"] == SUB_DELIVER and plant["request"] == 1)
+        await d.commands.pause(OPERATOR)
+        engine = d.run.devices.scan_controller
+        assert isinstance(engine, StepEngine)
+        resuming, readback, spot = asyncio.current_task(), engine.supply.readback, engine.electrometer.spot
+        over = False
+
+        async def moved_on(deadline: Deadline) -> MagnetReadback:
+            nonlocal over
+            got = await readback(deadline)
+            if asyncio.current_task() is not resuming:
+                return got
+            over = True
+            return replace(got, x_set_a=got.x_set_a + 1.0)
+
+        async def ended(deadline: Deadline) -> SpotStatus:
+            got = await spot(deadline)
+            return replace(got, waiting=True) if over and asyncio.current_task() is resuming else got
+
+        engine.supply.readback = moved_on  # type: ignore[method-assign]
+        engine.electrometer.spot = ended  # type: ignore[method-assign]
+        await d.commands.resume(OPERATOR)
+        assert over
+
+    assert run_delivery(PLAN, SITE, tmp_path / "t", script=script, whole=False).outcome.status == "completed"
+
+
 @pytest.mark.parametrize(
     ("scenario", "named"),
     [
         (fault("plant.gain_1", scale=0.7), {"BACKUP_TRIPPED", "MONITORS_DISAGREE", "SPOT_DOSE_SECONDARY"}),
         (fault("plant.chopper_stuck", value=1), {"BEAM_WITHOUT_REQUEST", "SPOT_DOSE_PRIMARY", "BACKUP_TRIPPED"}),
-        # silent between two spots: the next one's beam comes with no request that anybody has seen
+        # silent between two spots: the next one's beam comes with no request that anybody has seen. That is said after
+        # 2 ms (beam_off_proof_ms), long before the silence itself (stale_ms), and with the name of the silent stream
         (fault("plant.silent_3", value=1), {"STREAM_SILENT_3", "FRAME_LOSS_3", "BEAM_WITHOUT_REQUEST"}),
         (fault("plant.emergency_stop", value=1), {"CHAIN_OPENED", "CHAIN_INPUT"}),
         (fault("plant.offset_x_mm", value=3), {"SPOT_POSITION", "POSITION_MEAN"}),

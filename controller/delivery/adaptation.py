@@ -46,6 +46,8 @@ class Adaptation:
         # a field's, over all its parts: a resumed one gets what is left of it, never a fresh share
         self._allowance = max(0, int(FIELD_SHARE * total) - spent)
         self._estimates: dict[int, Estimate] = {}
+        self._armed_mm: dict[int, tuple[float, float]] = {}
+        """Offset with which each layer was armed, by first visit: electrometer 2 may show a layer's last visit late."""
 
     def observe(self, rows: NDArray[Any]) -> None:
         """Measured visits of the real-time path, in their order."""
@@ -63,7 +65,9 @@ class Adaptation:
             if self._feedback is not None and not int(row["quality"]) & BAD_POSITION:
                 planned_at = v[index]
                 self._feedback.take(
-                    float(row["x_mm"]) - float(planned_at["x_mm"]), float(row["y_mm"]) - float(planned_at["y_mm"])
+                    float(row["x_mm"]) - float(planned_at["x_mm"]),
+                    float(row["y_mm"]) - float(planned_at["y_mm"]),
+                    self._armed_mm.get(_first(program)),
                 )
             if self._learner is not None and _first(program) in self._meters:
                 self._measure(self._learner, program, row)
@@ -130,6 +134,7 @@ class Adaptation:
         if feedback is None:
             return 0.0, 0.0
         decision = feedback.decide()
+        self._armed_mm[_first(program)] = feedback.offset_mm
         site = self._run.site
         axes = (site.scanning.x, site.scanning.y)
         offset_a = offset_currents_a(self._optics, axes, program, feedback.offset_mm)

@@ -63,10 +63,14 @@ class PositionFeedback:
         self._wanted: list[tuple[float, float]] = []
         self.offset_mm = (0.0, 0.0)
 
-    def take(self, x_error_mm: float, y_error_mm: float) -> None:
-        """A spot, delivered with the present offset, was measured so far from its place; NaN is no measurement."""
+    def take(self, x_error_mm: float, y_error_mm: float, offset_mm: tuple[float, float] | None = None) -> None:
+        """A spot was measured so far from its place; NaN is no measurement.
+
+        `offset_mm`: with which its layer was armed; None: the present one.
+        """
+        x_mm, y_mm = self.offset_mm if offset_mm is None else offset_mm
         if math.isfinite(x_error_mm) and math.isfinite(y_error_mm):
-            self._wanted.append((self.offset_mm[0] - x_error_mm, self.offset_mm[1] - y_error_mm))
+            self._wanted.append((x_mm - x_error_mm, y_mm - y_error_mm))
 
     def decide(self) -> Decision | None:
         """The next layer's offset, from now on in force unless it is beyond the limit; None: too few spots."""
