@@ -119,6 +119,21 @@ async def test_a_cut_wire_stops_the_beam_and_is_named(room: RealRoom, device: st
     assert got["mu_primary"] > 0
 
 
+async def test_a_fault_of_the_catalogue_is_played_on_the_real_clock_where_deliver_starts_the_simulators(
+    room: RealRoom,
+) -> None:
+    out = room.folder / "out"
+    faults = scenario(room, 'name = "wire_frozen"\ndevice = "safety_chain"\nat = { field = 1, visit = 60 }')
+    async with run(room, *delivery(room, out, "--fault", str(faults))) as controller:
+        ended = await controller.ended()
+    got = interrupted(ended, out)
+    assert first_out(got) == "STATUS_FROZEN"
+    (played,) = got["faults"]["played"]
+    assert played["name"] == "wire_frozen"
+    assert played["fired_s"] is not None
+    assert got["mu_primary"] > 0
+
+
 async def test_a_killed_controller_leaves_an_open_chain_and_a_record_up_to_the_last_tenth_of_a_second(
     room: RealRoom,
 ) -> None:

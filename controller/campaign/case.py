@@ -43,6 +43,7 @@ AFTER_S = 0.2
 """The room goes on for so long after the end; a chopper needs less than a millisecond, a stopper 50 ms."""
 LONGEST_S = 3600.0
 """Virtual time in which every treatment of a campaign has ended."""
+ASK_EACH = 256
 LONGEST_CPU_S = 300.0
 """Of this process: a treatment takes less than one, compiling a minute."""
 MEMORY_FILES = Path("/dev/shm")
@@ -72,11 +73,13 @@ class WatchedWorld(VirtualWorld):
     def __init__(self, site: Site, seed: int) -> None:
         super().__init__(site, seed)
         self._begun_s = time.process_time()  # of the process, not of the room: it bounds what a defect can cost
+        self._turns = 0
 
     def run_to(self, t_ns: int) -> int:
         if t_ns > LONGEST_S * 1e9:
             raise Hang(f"not over after {LONGEST_S:g} s of the room's time")
-        if time.process_time() - self._begun_s > LONGEST_CPU_S:
+        self._turns += 1  # asking the system each time would take half of a campaign
+        if self._turns % ASK_EACH == 0 and time.process_time() - self._begun_s > LONGEST_CPU_S:
             raise Hang(f"not over after {LONGEST_CPU_S:g} s of computing, at {t_ns * 1e-9:.3f} s of the room's time")
         return super().run_to(t_ns)
 
