@@ -12,7 +12,7 @@ import pytest
 
 from drivers.errors import BadInput
 from drivers.flags import FLAG_HV_OK, FLAG_SATURATED
-from drivers.wires.guard_link import AGREED, LATCHED, PERMITTING, WAITING, Ask
+from drivers.wires.guard_link import AGREED, LATCHED, PERMITTING, WAITING, Ask, Wish
 from interlocks import guard_digest as d
 from interlocks.guard_judge import BEAM_FLOOR_NS
 from interlocks.guard_numbers import expected_fields
@@ -173,8 +173,6 @@ def test_messages_of_another_session_or_out_of_sequence_are_passed_over() -> Non
 
 
 def wish_none(talk: Talk) -> Any:
-    from drivers.wires.guard_link import Wish  # noqa: PLC0415
-
     return Wish(0, 0, -1, 0, 0, TOKEN)
 
 
@@ -338,6 +336,14 @@ def test_the_memory_says_which_field_is_open_before_the_first_permit(tmp_path: P
     assert stored(path)["open_field"] == 1
     assert (stored(path)["counter"], stored(path)["counter_wall_ns"]) == (COUNTER, WALL_NS)
     assert [values["field"] for name, values in talk.events if name == "armed"] == [1]
+
+
+def test_the_memory_says_what_pedestal_there_was(tmp_path: Path) -> None:
+    talk = Talk(tmp_path / "memory.json").agreed()
+    talk.pass_ms(1)
+    talk.pass_ms(1000, 400)
+    talk.wish()
+    assert stored(tmp_path / "memory.json")["pedestal_per_s"] == pytest.approx(400.0)
 
 
 def test_without_a_memory_nothing_is_permitted(tmp_path: Path) -> None:
@@ -788,6 +794,34 @@ def test_what_came_of_a_field_that_was_left_open_is_the_fields(tmp_path: Path) -
     talk.mind.first_look(COUNTER + 201)
     talk.session()
     assert talk.refused == "GUARD_RETAINED"
+
+
+@pytest.mark.parametrize(
+    ("per_s", "written_ago_s", "counted", "fields_own"),
+    [
+        (100.0, 5, 1500, 1000.0),
+        (100.0, 5, 300, 0.0),  # less than the pedestal: none
+        (100.0, -5, 1000, 1000.0),  # a clock that was put back
+        (-100.0, 5, 1000, 1000.0),
+    ],
+)
+def test_what_came_of_a_field_that_was_left_open_is_less_the_pedestal_of_that_time(
+    tmp_path: Path, per_s: float, written_ago_s: int, counted: int, fields_own: float
+) -> None:
+    wall_ns = WALL_NS - written_ago_s * 1000 * MS
+    talk = with_memory(tmp_path / "m.json", open_field=0, pedestal_per_s=per_s, counter_wall_ns=wall_ns)
+    talk.mind.first_look(COUNTER + counted)
+    assert talk.mind.memory.fields["0"].counts == fields_own
+
+
+def test_the_pedestal_of_a_field_that_was_left_open_may_come_on_top_of_its_most(tmp_path: Path) -> None:
+    whole = sum(layer.counts_2 for layer in expected_fields(SITE, plan())[0].layers)
+    most = math.floor(2 * whole / SITE.dosimetry.ktp_min + SITE.tolerances.field_dose_counts + 500.0)
+    for counted, refused in ((most, ""), (most + 1, "GUARD_RETAINED")):
+        talk = with_memory(tmp_path / "m.json", open_field=0, pedestal_per_s=100.0)
+        talk.mind.first_look(COUNTER + counted)
+        talk.session(part=2)
+        assert talk.refused == refused
 
 
 def test_a_simulator_that_was_started_anew_has_another_counter(tmp_path: Path) -> None:

@@ -46,6 +46,25 @@ def test_the_first_condition_stays_with_its_value_limit_and_time(script: Script)
     assert int(script.path.monitor.state["trips"]) == 1
 
 
+def test_a_trip_says_when_by_the_devices_clock_and_by_ours(script: Script) -> None:
+    script.flags[1] &= ~FLAG_HV_OK
+    trip = script.tick()
+    assert trip is not None
+    assert trip.t_ns == script.t_ns
+    assert int(script.path.monitor.state["trip_local_ns"]) == script.t_ns + LATENCY_NS
+
+
+@pytest.mark.parametrize("stream", [1, 2, 3])
+def test_a_stream_that_never_spoke_is_silent_from_the_first_permit_on(stream: int) -> None:
+    script = Script(monitor_path(CARBON, [PROGRAM]), PROGRAM)
+    script.tick(10, without=(stream,))
+    assert script.path.trip() is None
+    script.path.permit(TOKEN)
+    trip = script.tick(2, without=(stream,))
+    assert trip is not None
+    assert trip.number == numbers.STREAM_SILENT_1 + stream - 1
+
+
 def test_a_reset_clears_and_what_is_still_wrong_latches_again(script: Script) -> None:
     script.flags[1] &= ~FLAG_HV_OK
     script.tick(2)

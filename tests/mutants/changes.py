@@ -101,7 +101,7 @@ def _function(function: Any, name: str) -> Iterator[tuple[str, str, Found]]:
     bare = copy.copy(function)
     bare.body = body
     source = short_hash(ast.dump(bare))
-    if not (len(body) == 1 and isinstance(body[0], ast.Return)):
+    if body and not (len(body) == 1 and isinstance(body[0], ast.Return)):
         nothing = at(function.body[0], ast.Return(None))
         yield name, source, (function, "body", None, function, [nothing], "nothing done")
     for index, statement in enumerate(function.body):

@@ -21,12 +21,12 @@ GROUPS = {
     "realtime": Group(
         True,
         ("interlocks/realtime.py", "controller/dose/frame_clock.py"),
-        ("tests/test_realtime_permits.py", "tests/test_realtime_conditions.py"),
+        ("tests/test_realtime_edges.py", "tests/test_realtime_permits.py", "tests/test_realtime_conditions.py"),
     ),
     "decide": Group(
         True,
         ("controller/dose/integrator.py",),
-        ("tests/test_realtime_permits.py", "tests/test_realtime_conditions.py"),
+        ("tests/test_realtime_edges.py", "tests/test_realtime_permits.py", "tests/test_realtime_conditions.py"),
         ("decide", "handle_frame", "handle_frame_at", "handle_silence", "obey_control", "clear_latch", "start_field"),
     ),
     "permits": Group(True, ("drivers/wires/permits.py",), ("tests/test_codecs.py", "tests/test_guard_link.py")),
@@ -72,11 +72,7 @@ GROUPS = {
         ("interlocks/guard_supervisor.py",),
         ("tests/test_guard_supervisor.py",),
     ),
-    "guard_room": Group(
-        False,
-        ("interlocks/guard.py",),
-        ("tests/test_guard_delivery.py",),
-    ),
+    "guard_turn": Group(False, ("interlocks/guard.py",), ("tests/test_guard_turn.py",)),
     "delivery": Group(
         False,
         (
