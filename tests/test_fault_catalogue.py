@@ -91,6 +91,12 @@ def test_descriptors_that_come_back_in_time_are_not_missed(tmp_path: Path) -> No
     assert play(catalogue()["no_descriptors"], tmp_path, for_s=0.01).outcome.status == "completed"
 
 
+def test_a_monitor_that_stands_still_is_named(tmp_path: Path) -> None:
+    delivery = play(catalogue()["monitor_frozen"], tmp_path)
+    assert delivery.first_out == "COUNTS_BACKWARDS"  # the frames' count stays behind the one latched at the change
+    assert "the count of electrometer 2 stands still" in delivery.named("trip")[0]["detail"]
+
+
 def test_telemetry_that_fails_costs_nothing_but_telemetry(tmp_path: Path) -> None:
     delivery = play(catalogue()["broker_gone"], tmp_path)
     assert delivery.outcome.status == "completed"

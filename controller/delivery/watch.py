@@ -27,7 +27,7 @@ from drivers.errors import DeviceError, LinkLost, Refused
 from drivers.flags import FLAG_HOLD, FLAG_REQUEST, FLAG_SPILL
 from interlocks.conditions import by_number
 from interlocks.invariant import before_beam
-from interlocks.numbers import CHAIN_OPENED
+from interlocks.numbers import CHAIN_OPENED, COUNTS_BACKWARDS, MONITORS_DISAGREE
 from interlocks.slow import judge
 
 STREAMS = {1: "electrometer 1", 2: "electrometer 2", 3: "scan controller"}
@@ -246,11 +246,23 @@ class Watch:
                 for number, name in STREAMS.items()
                 if newest_ns - int(streams[number]["t_ns"]) > STOPPED_NS
             ]
+            if trip.number in (MONITORS_DISAGREE, COUNTS_BACKWARDS):
+                words += self._stands_still()
             silence_ms = self.run.guard.silence_ms(now_ns())
             if trip.number == CHAIN_OPENED and silence_ms is not None and silence_ms > GUARD_SILENT_MS:
                 words.append(f"nothing heard of the guard for {silence_ms:.0f} ms")
             self._detailed = (trip.t_ns, "; ".join(words))
         return self._detailed[1]
+
+    def _stands_still(self) -> list[str]:
+        """A monitor whose count stood still over the last three frames while the other one's went on."""
+        state = self.run.path.monitor.state
+        went = {1: sum(int(state[f"delta_{k}"]) for k in range(3)), 2: sum(int(state[f"delta2_{k}"]) for k in range(3))}
+        return [
+            f"the count of {STREAMS[number]} stands still while {STREAMS[other]} counts"
+            for number, other in ((1, 2), (2, 1))
+            if went[number] == 0 < went[other]
+        ]
 
     def _take_trip(self) -> None:
         """Latch what the real-time path has latched: it was there before anything that a task finds now.
