@@ -59,13 +59,17 @@ def backup_pedestal_per_s(run: Run) -> float:
 
     A visit stays open while a gate holds it, between two spills, and after its controller has died. It is the pedestal
     that frames have shown without beam, with room for its drift: a leak of less than that the backup does not see.
-    Never more than the site allows of a pedestal.
+    Never more than the site allows of a pedestal. Measured before the part's first beam, behind a closed stopper, and
+    kept: later on a chopper that leaks would be learned as pedestal.
     """
+    if run.backup_pedestal_per_s is not None:
+        return run.backup_pedestal_per_s
     state = run.path.monitor.state
     quiet_ns = int(state["quiet_ns_2"])
     measured = max(0.0, int(state["quiet_counts_2"]) * 1e9 / quiet_ns) if quiet_ns else 0.0
     allowed = (1.0 + PEDESTAL_DRIFT) * measured + PEDESTAL_FLOOR_PER_S
-    return math.ceil(min(allowed, run.site.tolerances.pedestal_counts_per_s))
+    run.backup_pedestal_per_s = math.ceil(min(allowed, run.site.tolerances.pedestal_counts_per_s))
+    return run.backup_pedestal_per_s
 
 
 async def download(run: Run, program: LayerProgram, bank: int, ends: Table) -> None:

@@ -114,6 +114,8 @@ class Run:
     """Not set between the end of a spill in mid-layer and the verification of the next one: the engine is held then."""
     spill_since_ns: int = 0
     """When the last spill began, as the frames showed it."""
+    backup_pedestal_per_s: float | None = None
+    """What electrometer 2's backup takes for pedestal; measured before this part's first beam."""
     spill_number: int = 0
     """The accelerator's number of the spill that was verified last."""
     engine: asyncio.Lock = field(default_factory=asyncio.Lock)
