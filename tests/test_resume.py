@@ -162,6 +162,19 @@ def quick_room() -> Site:
     return room.model_copy(update={"permits": room.permits.model_copy(update={"time_out_ms": 10.0})})
 
 
+def test_a_controller_that_dies_between_arming_and_its_first_permit_is_in_nobodys_way(tmp_path: Path) -> None:
+    async def armed_and_open(world: VirtualWorld) -> None:
+        state = world.room.plant.state
+        while not state["armed"] or state["closed"]:
+            await asyncio.sleep(0.00005)
+
+    found = lose_and_resume(SMALL, "carbon-fixed", tmp_path / "t", [armed_and_open])
+    resumed_well(found)
+    with read_journal(found.directory / "journal.bin") as journal:
+        warnings = [str(e["text"]) for e in journal.events if e["event"] == "warning"]
+    assert "the safety chain was still armed by an earlier run: opened" in warnings
+
+
 def more_counts(number: int, counts: int) -> Moment:
     """The retained counter shows counts that nobody latched, or lacks some."""
 

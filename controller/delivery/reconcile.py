@@ -37,11 +37,17 @@ ACTIVE = (1, 2, 3)
 
 
 async def bring_to_rest(run: Run) -> None:
-    """No layer armed or running, no visit open: what ran when a controller died is over and latched.
+    """Chain open, no layer armed or running, no visit open: what ran when a controller died is over and latched.
+
+    A chain that was armed and never closed has no time-out to open it, and takes no new session.
 
     Called before anything is armed, and before any task takes the real-time path's trips.
     """
     deadline = Deadline.after(REST_S, "engine at rest")
+    chain = run.devices.safety_chain
+    if (await chain.status(deadline)).armed:
+        run.event("warning", text="the safety chain was still armed by an earlier run: opened")
+        await chain.disarm(deadline)
     engine = run.devices.scan_controller
     status = await engine.status(deadline)
     if status.state in ACTIVE:

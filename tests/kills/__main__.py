@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def commit() -> str:
+    """Of the sources that run."""
+    told = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+    )
+    return told.stdout.strip() or "unknown"
+
+
 def note(path: Path, result: dict[str, Any]) -> None:
     """One more line."""
+    result = {**result, "commit": commit()}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k != "said"}), flush=True)

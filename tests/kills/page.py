@@ -108,7 +108,7 @@ def _resumes(rows: list[dict[str, Any]]) -> Iterator[str]:
     armed = sum(kill["armed"] for kill in kills)
     yield f"| with beam at that moment; with a field armed | | {beam}; {armed} |\n"
     yield f"| complete at the end | {len(alone)} | {len(done)} |\n"
-    treatments[:] = done
+    everything, treatments = treatments, done
     yield row("spot, true against planned, mean %", lambda g: np.mean([one["spot_percent"]["mean"] for one in g]))
     yield row("its scatter, sd %", lambda g: np.mean([one["spot_percent"]["sd"] for one in g]))
     yield row("worst spot of all, %", lambda g: max(one["spot_percent"]["max"] for one in g))
@@ -125,7 +125,7 @@ def _resumes(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "\nVerdicts of the reconciliations: " + ", ".join(f"{name} {n}" for name, n in verdicts.most_common()) + ".\n"
     yield MONITOR_2
     yield _conditions(rows)
-    yield from _remarks(treatments)
+    yield from _remarks(everything)
 
 
 def _quantiles(values: Sequence[float]) -> list[str]:
@@ -138,8 +138,10 @@ def _conditions(rows: list[dict[str, Any]]) -> str:
     loads = [one["load"] for one in rows]
     lags = [one["lag_ms"] for one in rows if "lag_ms" in one]
     span = f"{min(loads):.1f} to {max(loads):.1f}, half of them above {np.median(loads):.1f}"
+    commits = Counter(one["commit"] for one in rows if not one.get("undisturbed"))
+    by_commit = ", ".join(f"{name} {n}" for name, n in commits.items())
     return (
-        f"\nLoad of the PC (last minute): {span}.\n"
+        f"\nBy commit: {by_commit}. Load of the PC (last minute): {span}.\n"
         f"The plant was at most {max(lags):.0f} ms behind the clock, and made up for it without leaving a frame out.\n"
     )
 
