@@ -118,13 +118,19 @@ def test_a_killed_treatment_is_resumed_from_the_rings_and_the_same_way_each_time
     assert "Before part 2: explained" in page
 
 
-def test_a_killed_treatments_pedestal_of_a_day_may_hide_dose_and_is_refused(killed: Path, tmp_path: Path) -> None:
+def test_a_killed_treatments_pedestal_of_a_day_may_hide_dose_and_a_physicist_decides(
+    killed: Path, tmp_path: Path
+) -> None:
     out = again(killed, tmp_path)
     status, _, err = spotwise("resume", out, "--later", "24")
     assert status == 3
     assert "DISPUTE between journal and hardware" in err
     assert [part["outcome"] for part in summary(out)["parts"]] == ["not closed", "refused"]
     assert sorted(path.name for path in out.glob("record*.dcm")) == ["record.dcm"]  # no session, no record
+    decided = ("--accept-dispute", "--trust", "journal", "--operator", "simulated", "--reason", "no beam overnight")
+    assert spotwise("resume", out, "--later", "0", *decided)[0] == 0
+    assert [part["outcome"] for part in whole(out)["parts"]] == ["not closed", "refused", "completed"]
+    assert sorted(path.name for path in out.glob("record*.dcm")) == ["record-2.dcm", "record.dcm"]
 
 
 def spoil(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
