@@ -227,6 +227,8 @@ def test_exactly_as_old_as_allowed_a_status_is_not_stale(device: str) -> None:
     for age_ns, stale in ((0, []), (AGE_NS, []), (AGE_NS + 1, [device]), (-1, [device])):
         statuses = {**seen(), device: Seen(GOOD[device], NOW_NS - age_ns, AGE_NS, NOW_NS)}
         assert [v.detail for v in judge(statuses, EXPECTED, NOW_NS) if v.id == "STATUS_STALE"] == stale
+        statuses = {**seen(), device: Seen(GOOD[device], NOW_NS, AGE_NS, NOW_NS - age_ns)}
+        assert [v.detail for v in judge(statuses, EXPECTED, NOW_NS) if v.id == "STATUS_FROZEN"] == stale
 
 
 @pytest.mark.parametrize("device", GOOD)

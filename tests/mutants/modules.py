@@ -65,7 +65,9 @@ GROUPS = {
         ),
         ("tests/test_guard_judge.py", "tests/test_guard_plan.py", "tests/test_guard_numbers.py"),
     ),
-    "guard_wires": Group(False, ("drivers/wires/guard_link.py",), ("tests/test_guard_link.py",)),
+    "guard_wires": Group(
+        False, ("drivers/wires/guard_link.py",), ("tests/test_guard_link.py",), ("", "encode", "decode")
+    ),
     "digest": Group(False, ("interlocks/guard_digest.py",), ("tests/test_guard_judge.py",)),
     "supervisor": Group(
         False,

@@ -18,7 +18,8 @@ tests that guard that place (`tests/mutants/modules.py`) until one fails, and ke
 `tests/mutants/results.json`. This page is `python -m tests.mutants page`. Compiled code runs as plain Python for this.
 
 A change is *noticed* when a test fails, or when the tests do not end any more. What was not noticed is either explained
-here, or owes a test: *open*. *Not run*: no result, or one of other code or other tests than today's.
+here, or owes a test: *open*. *Not run*: no result, or one of other code or other tests than today's, or tests left out
+for their time without one noticing.
 
 """
 OPERATORS = """
