@@ -864,3 +864,39 @@ def test_what_was_given_counts_until_treatment_and_fraction_are_others(
     talk.session(**changes)
     assert talk.refused == ("GUARD_RETAINED" if refused else "")
     assert (memory.fields == {"0": Delivered(given)}) == (refused or changes.get("part") == 2)
+
+
+class SlowDisk(StateFile):
+    """A memory that is not on the disk yet, or could not be written."""
+
+    saved: bool = False  # type: ignore[assignment]
+    failure: OSError | None = None  # type: ignore[assignment]
+
+
+def test_nothing_is_permitted_until_the_arming_is_on_the_disk() -> None:
+    talk = Talk().agreed()
+    disk = talk.mind._state = SlowDisk(None)
+    talk.pass_ms(1)
+    talk.wish()
+    assert (talk.pass_ms(1), talk.latched, talk.mind.armed is None) == (False, "", False)
+    disk.saved = True
+    assert talk.pass_ms(1)
+
+
+def test_a_memory_that_could_not_be_written_is_latched_whenever_that_is_known() -> None:
+    talk = Talk().armed()
+    disk = talk.mind._state = SlowDisk(None)
+    disk.saved, disk.failure = True, OSError("disk full")
+    assert not talk.pass_ms(1)
+    assert talk.latched == "GUARD_DISK"
+    assert talk.mind.latched is not None
+    assert "disk full" in talk.mind.latched.detail
+
+
+@pytest.mark.parametrize(("given", "refused"), [(200.0, ""), (201.0, "GUARD_RETAINED")])
+def test_what_noise_gave_of_a_field_is_no_treatment(given: float, refused: str) -> None:
+    talk = Talk()
+    talk.session()
+    talk.mind.memory.fields["0"] = Delivered(given)
+    talk.session()
+    assert talk.refused == refused

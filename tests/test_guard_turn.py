@@ -33,7 +33,7 @@ from interlocks import guard_digest as d
 from interlocks.guard import STATUS_NS, Guard
 from interlocks.guard_supervisor import SETTLE_NS, Air
 from tests.delivery_rig import EXAMPLES
-from tests.guard_talk import COUNTER, MS, RULES, SITE, START_NS, TOKEN, WALL_NS, Talk, plan
+from tests.guard_talk import COUNTER, MS, RULES, SITE, START_NS, TOKEN, TREATMENT, WALL_NS, Talk, plan
 
 KEY = bytes(range(16))
 
@@ -99,7 +99,7 @@ class Room:
         return self.sent
 
     def agree(self) -> None:
-        self.say(Session(bytes.fromhex(plan().sha256), 1, 1, 2, 4, 1.0))
+        self.say(Session(bytes.fromhex(plan().sha256), 1, 1, 1, TREATMENT, 2, 4, 1.0))
         for field in (0, 1):
             for layer in (0, 1):
                 self.say(self.honest.limits(field, layer))
@@ -146,7 +146,7 @@ def test_a_permit_says_how_old_the_newest_frame_is(room: Room, monkeypatch: pyte
 
 
 def test_it_hears_nobody_without_the_key(room: Room) -> None:
-    room.say(Session(bytes.fromhex(plan().sha256), 1, 1, 2, 4, 1.0), key=bytes(16))
+    room.say(Session(bytes.fromhex(plan().sha256), 1, 1, 1, TREATMENT, 2, 4, 1.0), key=bytes(16))
     room.say(Ask(), key=bytes(16))
     room.turn()
     assert room.mind.session == 0
@@ -195,7 +195,7 @@ def test_the_condition_is_told_before_the_drop_and_the_drop_is_sent_once(room: R
 
 def test_a_condition_that_changes_is_told_at_once_even_in_the_same_state(room: Room) -> None:
     room.turn()
-    room.say(Session(bytes(32), 1, 1, 2, 4, 1.0))
+    room.say(Session(bytes(32), 1, 1, 1, TREATMENT, 2, 4, 1.0))
     room.turn()
     assert len(room.states) == 1  # still waiting, but refused now
 
@@ -330,7 +330,7 @@ def test_it_connects_knows_who_answers_and_looks_before_it_is_ready(linked: Room
     assert sensors is not None
     assert (sensors.beam_present, sensors.energy_mev_u, sensors.ion, sensors.port_deg) == (True, 250.0, "12C", 90.0)
     assert electrometer.patience_s == 5.0
-    linked.say(Session(bytes.fromhex(plan().sha256), 1, 1, 2, 4, 1.0))
+    linked.say(Session(bytes.fromhex(plan().sha256), 1, 1, 1, TREATMENT, 2, 4, 1.0))
     linked.turn()
     assert linked.mind.refused is not None
     assert linked.mind.refused.id == "GUARD_RETAINED"
