@@ -17,7 +17,8 @@ def run(folder: Path, source: str, *options: str, **environment: str) -> str:
     """Output of pytest on one file of its own, under this suite's conftest and settings."""
     tests = folder / "tests"
     tests.mkdir()
-    shutil.copy(ROOT / "tests" / "conftest.py", tests)
+    for part in ("conftest.py", "ports.py"):
+        shutil.copy(ROOT / "tests" / part, tests)
     shutil.copy(ROOT / "pyproject.toml", folder)
     (tests / "test_one.py").write_text(source, encoding="utf-8")
     done = subprocess.run(

@@ -10,7 +10,7 @@ from tests.kills.resumes import resume_once, times_of
 from tests.kills.room import GUARD, bench
 from tests.kills.stops import stop_once
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.real_clock, pytest.mark.timeout(400)]
 
 GUARD_TIME_OUT = 10
 """The chain's cause."""

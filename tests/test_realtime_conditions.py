@@ -419,7 +419,8 @@ FIRES: list[tuple[int, str, Cause]] = [
     (numbers.CLOCK_DRIFT, "1.01 us where 1 us is allowed", creeps(101)),
     (numbers.CLOCK_DRIFT, "it settled on a queue", was_queued(1)),
     (numbers.STRIPS_BAD, "five hot strips", hot_strips(5)),
-    (numbers.STRIP_BIAS, "two dead strips in the middle of the beam", dead_strips(0, 1)),
+    (numbers.SPOT_POSITION, "two dead strips in the middle of the beam, which nobody knows of yet", dead_strips(0, 1)),
+    (numbers.STRIP_BIAS, "two dead strips beside the middle of the beam", dead_strips(1, 2)),
 ]
 DOES_NOT_FIRE: list[tuple[str, Cause]] = [
     ("a clean layer", nothing),

@@ -55,7 +55,7 @@ def test_any_part_of_the_map_can_be_read_even_half_a_value() -> None:
     assert device.read(33, 2) == [9000, 0]
 
 
-@pytest.mark.parametrize(("address", "count"), [(25, 1), (31, 2), (36, 1), (24, 9), (60000, 1)])
+@pytest.mark.parametrize(("address", "count"), [(25, 1), (30, 2), (36, 1), (24, 9), (60000, 1)])
 def test_an_address_without_register_is_refused(address: int, count: int) -> None:
     with pytest.raises(IllegalAddress):
         gantry().read(address, count)
