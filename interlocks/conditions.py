@@ -10,9 +10,8 @@ from typing import Any
 
 MATRIX = Path(__file__).with_name("matrix.toml")
 PLACES = ("realtime", "task", "engine", "electrometer_2", "chain", "guard")
-ACTIONS = ("drop", "hold", "pause", "inhibit", "warn")
-"""drop: permit and beam off at once. hold: beam off by the engine, goes on by itself. pause: after the spot that runs.
-inhibit: nothing starts. warn: said and recorded only."""
+ACTIONS = ("drop", "inhibit")
+"""drop: permit and beam off at once. inhibit: nothing starts. There is nothing milder: docs/decisions/0018."""
 ROLES = ("operator", "physicist")
 """Who may reset; a physicist may reset what an operator may."""
 

@@ -11,8 +11,8 @@ from typing import Any
 from tests.mutants.changes import Change, short_hash
 
 EDITS: tuple[tuple[str, str, str | Callable[[re.Match[str]], str]], ...] = (
-    ("holds instead of dropping", r'action = "drop"', 'action = "hold"'),
-    ("starts nothing -> only warns", r'action = "inhibit"', 'action = "warn"'),
+    ("starts nothing instead of dropping", r'action = "drop"', 'action = "inhibit"'),
+    ("drops instead of starting nothing", r'action = "inhibit"', 'action = "drop"'),
     ("does not latch", r"latch = true", "latch = false"),
     ("an operator may reset it", r'reset = "physicist"', 'reset = "operator"'),
     ("the stopper is not closed", r"escalate = true\n", ""),
