@@ -12,6 +12,7 @@ import pytest
 
 from controller.campaign.truth_dose import LIMIT_GY, truth_dose
 from controller.cli import main
+from controller.record.journal_reader import read_journal
 from drivers.errors import BadInput
 from interlocks.conditions import matrix
 from simulators.fault_kinds import NO_TRIP, REFUSED, Kind, catalogue, parse_catalogue
@@ -139,6 +140,23 @@ def test_a_fault_in_a_layer_comes_after_the_layers_before(tmp_path: Path) -> Non
     first = int(delivery.run.programs[0][1].visits["visit"][0])
     assert set(range(1, first)) <= set(delivery.visits["visit"].tolist())
     assert delivery.first_out == "CHAIN_OPENED"
+
+
+def test_a_chain_that_opens_while_it_is_armed_says_why(tmp_path: Path) -> None:
+    scenario = entry(catalogue()["chain_button"], at={"field": 1, "state": "arming"}, button="abort_button")
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario, whole=False)
+    assert delivery.first_out == "CHAIN_OPENED"
+    assert "operator_abort" in delivery.run.latch.history[0].detail
+    assert int(delivery.plant["particles"]) == 0
+
+
+def test_the_counts_of_a_monitor_that_stood_still_are_never_settled(tmp_path: Path) -> None:
+    scenario = entry(catalogue()["monitor_frozen"], at={"field": 1, "state": "field_done"})
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario, whole=False)
+    assert delivery.first_out == "COUNTS_BACKWARDS"
+    assert delivery.named("reconcile")
+    with read_journal(delivery.directory / "journal.bin") as journal:
+        assert not journal.parts[-1].settled
 
 
 def test_two_faults_of_a_scenario_both_happen(tmp_path: Path) -> None:

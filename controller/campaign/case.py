@@ -252,7 +252,8 @@ class _Played:
 
         def more(number: int, counts: int, t_ns: int) -> str:
             pedestal_per_s = abs(int(plant[f"pedestal_{number}"])) * 1e5 / (1 << 24)
-            least, most = 0, PEDESTAL_AFTER + 1.1 * pedestal_per_s * max(0.0, (self.end_ns - t_ns) * 1e-9)
+            since_s = READ_S + max(0.0, (self.end_ns - t_ns) * 1e-9)
+            least, most = 0, PEDESTAL_AFTER + 1.1 * pedestal_per_s * since_s
             found = self.counts[number - 1] - counts
             if least <= found <= most:
                 return ""
@@ -361,5 +362,7 @@ def _miscounted(
     return tuple(why for why in found if why)
 
 
+READ_S = 0.005
+"""From an electrometer's reading to the time that the journal gives it."""
 PEDESTAL_AFTER = 200
 """Counts of noise beside the pedestal between the last reading and the end of a treatment: a spot has more."""

@@ -333,14 +333,15 @@ class Ledger:
     async def reconcile(self, field_index: int, limit_s: float = READ_S) -> None:
         """Retained counters against what was booked; the difference is the counts between visits, written down.
 
-        More of them than the pedestal and the field's tolerance explain are a dispute. Where they agree and the rings
-        hold no more rows, the field is settled.
+        More of them than the pedestal and the field's tolerance explain are a dispute. Where they agree, the rings hold
+        no more rows, and no count fell or stood still, the field is settled.
         """
         judge_two_gap(self.run, field_index, self._two_gap)
         deadline = Deadline.after(limit_s, "retained counters")
         retained = [0, 0]
         engine = await self.run.devices.scan_controller.status(deadline)
-        agree = engine.visit == 0 and engine.results == self.run.rings_read
+        untrusted = any(trip.id == "COUNTS_BACKWARDS" for trip in self.run.latch.latched)
+        agree = engine.visit == 0 and engine.results == self.run.rings_read and not untrusted
         for number in (1, 2):
             device = self.run.devices.electrometer_1 if number == 1 else self.run.devices.electrometer_2
             status = await device.status(deadline)

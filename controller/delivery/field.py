@@ -27,9 +27,23 @@ async def arm_chain(run: Run) -> None:
     run.guard.arm(run.tally.field_index, run.arm_token, now_ns())
     run.path.permit(run.arm_token)
     run.event("permit", phase="begin", arm_token=run.arm_token)
-    async with deadline.timeout():
-        while not run.path.flags & FLAG_CHAIN:
-            await run.path.changed()
+    try:
+        async with deadline.timeout():
+            while not run.path.flags & FLAG_CHAIN:
+                await run.path.changed()
+    except TimeoutError:
+        await _say_why_open(run)
+        raise
+
+
+async def _say_why_open(run: Run) -> None:
+    """A chain that was armed and did not close has opened: its first-out cause is the trip's, where it has one."""
+    chain = run.devices.safety_chain
+    status = await chain.status(Deadline.after(COMMAND_S, "why the safety chain did not close"))
+    if not status.armed and status.open_cause:
+        cause = chain.map.register("open_cause").field.label(status.open_cause)
+        run.trip("CHAIN_OPENED", detail=f"it did not close when it was armed; its cause is {cause}")
+        raise AlreadyTripped("the safety chain did not close")
 
 
 async def disarm_chain(run: Run) -> None:
