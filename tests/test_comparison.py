@@ -99,6 +99,18 @@ def test_visits_booked_from_frames_are_replaced_by_their_rows() -> None:
     assert (found.verdict, found.tail_rows) == ("explained", 5)
 
 
+@pytest.mark.parametrize(("counts", "verdict"), [(0, "explained"), (360, "explained"), (-250, "dispute")])
+def test_a_visit_that_waited_for_its_gate_may_or_may_not_have_counted_its_pedestal(counts: int, verdict: str) -> None:
+    waited = tail(1, 1)
+    waited.engine["t_end_ns"] = 8_000_000_000
+    waited.engine["counts"] = max(0, counts)
+    for start, latch in zip(START, (waited.latches_1, waited.latches_2), strict=True):
+        latch["counts"] = start + 360  # 45 a second
+    more = 450 - min(0, counts)
+    now = reading(1, counts=(START[0] + more, START[1] + 450), pedestal_per_s=(45.0, 45.0))
+    assert judged(carried(0), now, waited).verdict == verdict
+
+
 @pytest.mark.parametrize(
     ("rows", "now", "said"),
     [

@@ -154,7 +154,11 @@ def _compare_open(
             found.reasons.append(
                 f"electrometer {number} counts {per_s:.0f}/s without beam, limit {tolerances.pedestal_counts_per_s:.0f}"
             )
-        pedestal = per_s * max(0.0, reading.powered_s - _inside_visits_s(journal, tail if found.tail_usable else None))
+        usable = tail if found.tail_usable else None
+        outside_s = max(0.0, reading.powered_s - _inside_visits_s(journal, usable))
+        before_beam_s = _first_visits_s(journal, usable) if number == 1 else 0.0
+        least, most = sorted((per_s * outside_s, per_s * (outside_s + before_beam_s)))
+        pedestal = min(max(float(between), least), most)
         left = round(between - pedestal)
         limit = tolerances.field_dose * (booked + in_tail) + tolerances.field_dose_counts
         if between < 0 and since >= 0:
@@ -192,6 +196,21 @@ def _inside_visits_s(journal: NDArray[np.void], tail: Tail | None) -> float:
     """For how long visits ran: their pedestal is in their own counts, also of one that stayed open for long."""
     rows = [journal] if tail is None else [journal, tail.engine]
     return sum(float((r["t_end_ns"].astype(np.int64) - r["t_start_ns"].astype(np.int64)).sum()) for r in rows) * 1e-9
+
+
+def _first_visits_s(journal: NDArray[np.void], tail: Tail | None) -> float:
+    """How long the first visits of layers were open.
+
+    The engine counts from a visit's beam on, and with a closed gate that comes late: how much of electrometer 1's
+    pedestal is in such a visit's own counts is not known.
+    """
+    total_ns = 0
+    for rows in [journal] if tail is None else [journal, tail.engine]:
+        start_ns, end_ns = rows["t_start_ns"].astype(np.int64), rows["t_end_ns"].astype(np.int64)
+        first = np.ones(len(rows), bool)
+        first[1:] = start_ns[1:] != end_ns[:-1]
+        total_ns += int((end_ns - start_ns)[first].sum())
+    return total_ns * 1e-9
 
 
 def _tail_counts(carried: Carried, tail: Tail, number: int) -> int:
