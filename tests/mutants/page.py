@@ -35,7 +35,7 @@ One place at a time:
 * a limit doubled: the right side of a comparison, or the constant of a module
 * one entry of a table or list is missing: a device, an axis, a message; a loop ends one early
 * `min` for `max`, `any` for `all`, a sum for a difference, the other branch of a choice, without `abs` or `not`
-* of the matrix: a row removed, hold instead of drop, warning instead of inhibit, no latch, an operator instead of a
+* of the matrix: a row removed, inhibit instead of drop and the other way round, no latch, an operator instead of a
   physicist, another place, another number, twice the time, the stopper left open
 
 Not done: arguments swapped, single numbers off by one inside arithmetic, both edges of one comparison, factors of
