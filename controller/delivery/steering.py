@@ -33,6 +33,8 @@ SPREAD_OF_MEDIAN = 1.2533 * 1.4826
 """Standard error of a median: sqrt(pi / 2) sigma / sqrt(n), sigma = 1.4826 x median absolute deviation (Gaussian)."""
 SMALLEST_UNCERTAINTY_MM = 0.01
 """A few spots that happen to agree are no proof of a greater certainty."""
+FARTHEST_MM = 1000.0
+"""No strip plane is as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,12 @@ class PositionFeedback:
         self.offset_mm = (0.0, 0.0)
 
     def take(self, x_error_mm: float, y_error_mm: float, offset_mm: tuple[float, float] | None = None) -> None:
-        """A spot was measured so far from its place; NaN is no measurement.
+        """A spot was measured so far from its place; NaN, or farther than any strip plane sees, is no measurement.
 
         `offset_mm`: with which its layer was armed; None: the present one.
         """
         x_mm, y_mm = self.offset_mm if offset_mm is None else offset_mm
-        if math.isfinite(x_error_mm) and math.isfinite(y_error_mm):
+        if abs(x_error_mm) <= FARTHEST_MM and abs(y_error_mm) <= FARTHEST_MM:  # NaN is not, either
             self._wanted.append((x_mm - x_error_mm, y_mm - y_error_mm))
 
     def decide(self) -> Decision | None:
