@@ -1,7 +1,7 @@
 """Controllers lost at random moments of treatments in virtual time, and what became of it, spot by spot.
 
     python -m tests.losses --times 1000 --seed 0 --out DIR   play losses until there are so many; goes on where it ended
-    python -m tests.losses --page --out DIR                  the table of docs/resume.md
+    python -m tests.losses --page --out DIR...               the table of docs/resume.md, of one series or several
 
 Each treatment is lost up to five times, anywhere: half of the moments are drawn evenly over a part's time, the other
 half while it gives beam. It is resumed each time and given to its end; each tenth treatment is left alone, and shows
@@ -219,15 +219,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.losses")
     parser.add_argument("--times", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, nargs="+")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args(arguments)
     if not options.page:
-        for line in series(options.out, options.seed, options.times):
+        if len(options.out) > 1:
+            parser.error("--out: one folder for one series")
+        for line in series(options.out[0], options.seed, options.times):
             worst = max(map(abs, line["error_pct"]), default=float("nan"))
             how = "; ".join(line["wrong"]) or f"worst spot {worst:.2f} %"
             print(f"{line['case']}: {line['room']}, {len(line['losses'])} losses, {how}", file=sys.stderr, flush=True)
-    lines = lines_of(options.out)
+    lines = [line for out in options.out for line in lines_of(out)]
     print(page(lines))
     return 1 if any(line["wrong"] for line in lines) else 0
 
