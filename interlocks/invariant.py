@@ -34,8 +34,8 @@ class Standing:
     """Device: boot nonce in which its self-test passed."""
     boot_nonces: Mapping[str, int]
     """Device: boot nonce as last read."""
-    monitors_alive: bool
-    """Fresh frames of all streams."""
+    silent_streams: tuple[int, ...] | None
+    """Streams without fresh frames: 1 and 2 the electrometers, 3 the scan controller; None: nobody has looked."""
     tripped: bool
     permits_fresh: bool
     """The chain is closed: it gets valid, fresh permits of everybody whom it needs one of."""
@@ -66,8 +66,10 @@ def before_arming(s: Standing) -> list[Violation]:
         nonce = s.boot_nonces.get(name)
         if nonce is None or s.self_tests.get(name) != nonce:
             found.append(Violation("SELF_TEST_MISSING", None, None, f"{name}: none passed since it was powered up"))
-    if not s.monitors_alive:
-        found.append(Violation("NOT_READY", None, None, "not all streams of frames are fresh"))
+    if s.silent_streams is None:
+        found.append(Violation("NOT_READY", None, None, "nobody has looked whether frames are fresh"))
+    else:
+        found += [Violation(f"STREAM_SILENT_{n}", None, None, "no fresh frame of it") for n in s.silent_streams]
     return found
 
 

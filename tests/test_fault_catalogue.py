@@ -149,6 +149,12 @@ def test_a_chain_that_opens_while_it_is_armed_says_why(tmp_path: Path) -> None:
     assert int(delivery.plant["particles"]) == 0
 
 
+def test_a_stream_that_falls_silent_between_two_layers_is_named(tmp_path: Path) -> None:
+    scenario = entry(catalogue()["stream_silent"], at={"field": 1, "state": "layer_done"})
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario, whole=False)
+    assert delivery.first_out == f"STREAM_SILENT_{catalogue()['stream_silent'].parameters['stream'].default}"
+
+
 def test_the_counts_of_a_monitor_that_stood_still_are_never_settled(tmp_path: Path) -> None:
     scenario = entry(catalogue()["monitor_frozen"], at={"field": 1, "state": "field_done"})
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario, whole=False)

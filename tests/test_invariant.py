@@ -22,7 +22,7 @@ GOOD = Standing(
     room=(),
     self_tests=NONCES,
     boot_nonces=NONCES,
-    monitors_alive=True,
+    silent_streams=(),
     tripped=False,
     permits_fresh=True,
     spill_verified=True,
@@ -38,7 +38,8 @@ WRONG = {
     "patient not confirmed": ({"confirmed": False}, "NOT_READY"),
     "room not judged": ({"room": None}, "NOT_READY"),
     "couch moved": ({"room": (ROOM,)}, "COUCH_MOVED"),
-    "monitors silent": ({"monitors_alive": False}, "NOT_READY"),
+    "a monitor silent": ({"silent_streams": (2,)}, "STREAM_SILENT_2"),
+    "nobody looked at the streams": ({"silent_streams": None}, "NOT_READY"),
     "tripped": ({"tripped": True}, "NOT_READY"),
 }
 ONLY_BEAM = {

@@ -11,9 +11,6 @@ from drivers.flags import FLAG_CHAIN
 from interlocks.invariant import Standing, before_arming, before_beam
 from interlocks.slow import Violation, judge
 
-NAMED_FIRST_NS = 1_000_000
-"""The real-time path looks every 100 us and says which stream is silent; S1 says that one is, where it does not."""
-
 
 class AlreadyTripped(SpotwiseError):
     """An interlock latched in the middle of a step; its name is in the latch."""
@@ -33,7 +30,7 @@ def standing(run: Run, room: Iterable[Violation] | None = None) -> Standing:
         room=tuple(judge(run.seen, run.expected, t_ns) if room is None else room),
         self_tests=run.self_tests,
         boot_nonces={name: identity.boot_nonce for name, identity in run.identities.items()},
-        monitors_alive=run.path.alive_since(t_ns - round(run.site.permits.stale_ms * 1e6) - NAMED_FIRST_NS),
+        silent_streams=run.path.silent_since(t_ns - round(run.site.permits.stale_ms * 1e6)),
         tripped=run.latch.tripped,
         permits_fresh=bool(run.path.flags & FLAG_CHAIN),
         spill_verified=run.spill_verified.is_set() and run.expected.energy_mev_u is not None,

@@ -237,9 +237,10 @@ class MonitorPath:
         """All three streams have been seen."""
         return all(bool(self.monitor.streams[n]["seen"]) for n in (1, 2, 3))
 
-    def alive_since(self, t_ns: int) -> bool:
-        """All three streams have sent a frame since then."""
-        return self.alive and all(int(self.monitor.streams[n]["arrival_ns"]) >= t_ns for n in (1, 2, 3))
+    def silent_since(self, t_ns: int) -> tuple[int, ...]:
+        """Streams that have sent no frame since then."""
+        streams = self.monitor.streams
+        return tuple(n for n in (1, 2, 3) if not streams[n]["seen"] or int(streams[n]["arrival_ns"]) < t_ns)
 
     def trip(self) -> PathTrip | None:
         """The latched condition."""
