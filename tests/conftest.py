@@ -73,7 +73,7 @@ def _in_venv(name: str) -> str | None:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Finds ports on loopback that were free a moment ago."""
+    """Finds free ports on loopback, each given once."""
     return ports.free_port
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import ports
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,3 +79,15 @@ def test_missing_reference_data_skip_with_the_reason(tmp_path: Path) -> None:
 
 def test_a_warning_is_an_error(tmp_path: Path) -> None:
     assert "1 failed" in run(tmp_path, "import warnings\ndef test_warns():\n    warnings.warn('old')\n")
+
+
+def test_no_port_is_given_twice_here_or_to_another_process_that_runs_now() -> None:
+    mine = [ports.free_port() for _ in range(500)]
+    program = "from tests.ports import free_port; print([free_port() for _ in range(5000)])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    theirs = json.loads(done.stdout)
+    assert len(set(mine)) == 500
+    assert len(set(theirs)) == 5000
+    assert not set(mine) & set(theirs)
+    sites = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "sites").glob("*.toml"))
+    assert not set(mine + theirs) & {int(port) for port in re.findall(r"port = (\d+)", sites)}
