@@ -256,6 +256,13 @@ BAD: list[tuple[str, Site, Plan, str, str]] = [
         "FWHM 3.70 x 3.70 mm in the plan, 5.04 x 4.74 mm on this machine at 250 MeV/u",
     ),
     (
+        "SPOT_DOSE_UNCERTAIN",
+        FIXED,
+        plan(plan_field(spots([(0, 0, 2.0), (4, 0, 400.0)]))),
+        "beam 1, layer 0",
+        "electrometer 2 ends it at up to 0.79 Gy too much, not at 0.25 Gy",
+    ),
+    (
         "LAYER_EMPTY",
         FIXED,
         plan(plan_field(layer(), layer(meterset=(0.0,) * 9))),

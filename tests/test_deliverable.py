@@ -45,7 +45,9 @@ def test_a_rule_fires_alone_where_it_should_and_says_what_to_know(
     rule: str, site: Site, bad: Plan, where: str, part: str
 ) -> None:
     findings, times = find_problems(site, bad, allow_unapproved=False)
-    fired = [finding for finding in findings if finding.rule not in ("NO_APPROVAL",)]
+    # no raster file is approved, and a spot above the machine's maximum is above what the monitors' gains are known to
+    beside = {"NO_APPROVAL", "SPOT_DOSE_UNCERTAIN"} if rule == "SPOT_ABOVE_MAXIMUM" else {"NO_APPROVAL"}
+    fired = [finding for finding in findings if finding.rule not in beside]
     assert {finding.rule for finding in fired} == {rule}
     assert (fired[0].where, fired[0].severity) == (where, next(r.severity for r in SITE_RULES if r.name == rule))
     assert part in fired[0].message

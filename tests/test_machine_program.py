@@ -20,6 +20,7 @@ from controller.machine.overdose import peak_dose_gy_per_particle
 from controller.machine.program import BEAM_OFF_AFTER, BEAM_OFF_MOVE, LayerProgram
 from controller.machine.runaway import runaways
 from controller.machine.spacing import nearest_neighbour_mm
+from controller.machine.wrong_monitor import visit_dose_gy, wrong_monitor_excess_gy
 from controller.plan.model import Layer, PlanField
 from drivers.errors import Refused
 from sites.loader import load_site
@@ -163,6 +164,16 @@ def test_the_cap_never_goes_below_the_floor() -> None:
     floor = changed(CARBON, "tolerances", secondary_spot_counts=50_000.0)
     visit = one(floor, spots([(0, 0, 400.0)])).visits[0]
     assert visit["backup_counts"] == math.ceil(visit["expected_counts_2"] + 50_000.0)
+
+
+def test_only_a_visit_above_what_the_gains_are_known_to_can_exceed_the_limit_with_monitor_1_wrong() -> None:
+    program = one(CARBON, spots([(0, 0, 2.0), (4, 0, 100.0), (8, 0, 400.0)]))
+    excess_gy, dose_gy = wrong_monitor_excess_gy(CARBON, program), visit_dose_gy(program)
+    late_gy = 2.0 * program.rate_per_s * 380e-6 * dose_gy[0] / program.visits["particles"][0]
+    assert excess_gy[0] == pytest.approx(0.05 * dose_gy[0] + 0.003 * dose_gy[0] + late_gy, rel=0.2)
+    assert excess_gy[1] == pytest.approx(0.25, rel=1e-3)
+    # 0.6 % apart and 0.3 % of its own, and what comes after the decision
+    assert excess_gy[2] == pytest.approx(0.009 * dose_gy[2] + late_gy / 2.0, rel=1e-2)
 
 
 def test_time_limits_are_twice_the_planned_time_and_at_least_the_floor() -> None:

@@ -3,6 +3,7 @@
 For each shipped clinical-like site, some energies: the peak dose of an ion at its spot's centre, and for each way in
 which beam runs away (`controller.machine.runaway`) the bound at the highest intensity that is used, and the highest
 safe rate. The same numbers choose the intensity of every layer, and refuse what no level serves (`RATE_UNSAFE`).
+Then what a monitor can be wrong by before anything can know: a share of the dose, whatever the rate.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ def limits_section() -> list[str]:
         "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
         *(row for name in SITES for row in _rows(name)),
         "",
+        "Nor does any rate help where monitor 1 reads low by less than the two monitors may be apart:",
+        "",
+        "| site | what ends it | wrong by | dose above which it may exceed "
+        f"{EXCESS_LIMIT_GY:g} Gy | what `check` does |",
+        "| --- | --- | ---: | --- | --- |",
+        *(row for name in SITES for row in _monitor_rows(name)),
+        "",
+        "A third, independent measure of dose would lower both; the second monitor's own gain is the limit here. Daily "
+        "output checks (`output_qa` of the site) keep the gains within what the site says of them.",
+        "",
     ]
 
 
@@ -53,3 +64,18 @@ def _rows(name: str) -> Iterator[str]:
                 f"| {name} | {energy_mev_u:.0f} | {peak_gy * 1e6:.3g} | {level:.3g} | {way.what} | "
                 f"{way.excess_s * 1e3:.3g} ms | {bound_gy:.3g} | {highest:.3g} |"
             )
+
+
+def _monitor_rows(name: str) -> Iterator[str]:
+    site = load_site(name)
+    apart = site.dosimetry.primary.gain_uncertainty + site.dosimetry.secondary.gain_uncertainty
+    known = apart + site.dosimetry.secondary.gain_uncertainty
+    differ = site.tolerances.monitor_disagreement
+    yield (
+        f"| {name} | electrometer 2, within a visit | {100 * known:.2g} % | {EXCESS_LIMIT_GY / known:.3g} Gy in one "
+        "visit | warns ([`SPOT_DOSE_UNCERTAIN`](../rules.md)) |"
+    )
+    yield (
+        f"| {name} | `MONITORS_DISAGREE`, after each visit, over the field | {100 * differ:.2g} % | "
+        f"{EXCESS_LIMIT_GY / differ:.3g} Gy at a point in one field | nothing: a tolerance of the site |"
+    )

@@ -17,6 +17,7 @@ from controller.machine.overdose import peak_dose_gy_per_particle
 from controller.machine.program import BEAM_OFF_AFTER, BEAM_OFF_MOVE, VISIT_PLAN_DTYPE, LayerProgram
 from controller.machine.runaway import EXCESS_LIMIT_GY, FRAME_S
 from controller.machine.spacing import nearest_neighbour_mm
+from controller.machine.wrong_monitor import late_s
 from controller.plan.model import Layer, PlanField
 from drivers.errors import Refused
 from sites.schema import Site, TreatmentMachine
@@ -121,13 +122,13 @@ def program_of(
         secondary, site.dosimetry, machine.ion, energy, corrections=corrections, rate_per_s=rate
     )
     beam_off_s = site.accelerator.beam_off_delay_us * 1e-6
-    lag_s, lag_2_s = primary.lag_us * 1e-6, secondary.lag_us * 1e-6
+    lag_s = primary.lag_us * 1e-6
 
     if len(visits):
         _set_currents(optics, energy, visits)
         visits["preset_counts"] = _presets(visits, particles * per_particle, where)
         visits["expected_counts_2"] = particles * per_particle_2
-        late_2 = rate * (lag_2_s + beam_off_s) * per_particle_2
+        late_2 = rate * late_s(site) * per_particle_2
         # what comes until the chain has turned and beam is off is in the quarter of a gray, and so is the gain's error
         cap = EXCESS_LIMIT_GY / peak_gy * per_particle_2 - late_2 - rate * FRAME_S * per_particle_2
         visits["backup_counts"] = _backups(site, visits["expected_counts_2"], late_2, cap)

@@ -111,6 +111,14 @@ SITE_RULES: tuple[Rule, ...] = (
         "Make sure that the plan was made with this machine's beam model.",
     ),
     Rule(
+        "SPOT_DOSE_UNCERTAIN",
+        "warn",
+        "A visit gives so much dose that 0.25 Gy of it is less than the uncertainty of the two monitors' gains. Should "
+        "monitor 1 read low, electrometer 2 can end the visit only at the excess that the finding states: a lower "
+        "limit would stop good beam.",
+        "Verify both monitors' calibration, or this field's dose by another method, before it is delivered.",
+    ),
+    Rule(
         "LAYER_EMPTY",
         "note",
         "A layer has no spot with weight and is not delivered.",

@@ -13,7 +13,9 @@ from controller.machine.energies import match_energy
 from controller.machine.layer_program import LayerRefused, build_layer
 from controller.machine.optics import Optics, fwhm_mm, spot_sigma_mm
 from controller.machine.program import LayerProgram
+from controller.machine.runaway import EXCESS_LIMIT_GY
 from controller.machine.site_rules import site_finding
+from controller.machine.wrong_monitor import visit_dose_gy, wrong_monitor_excess_gy
 from controller.plan.findings import Finding
 from controller.plan.model import Layer, PlanField
 from sites.schema import Site, TreatmentMachine
@@ -21,6 +23,8 @@ from sites.schema import Site, TreatmentMachine
 SLACK = 1e-6
 """Relative. Metersets come as float32, so a spot planned at the limit may read a little beyond it."""
 SPOT_SIZE_DIFFERENCE = 0.25
+BACKUP_SLACK = 1e-2
+"""Relative. A backup is a whole number of counts, and may be a count above its cap."""
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -127,8 +131,30 @@ def check_spots(
             gatherer.place(refusal.rule, refusal.where, off, refusal.problem, f"in layer {index}")
             continue
         programs.append(program)
+        _check_backups(gatherer, site, program)
         first_visit += len(program.visits)
     return list(gatherer.findings()), tuple(programs) if complete else None
+
+
+def _check_backups(gatherer: _Gatherer, site: Site, program: LayerProgram) -> None:
+    """Say where the monitors' gains are not known well enough to end a wrong visit within the limit."""
+    if not len(program.visits):
+        return
+    excess_gy = wrong_monitor_excess_gy(site, program)
+    worst = int(np.argmax(excess_gy))
+    if excess_gy[worst] <= EXCESS_LIMIT_GY * (1.0 + BACKUP_SLACK):
+        return
+    layer, spot = program.layer_index, int(program.visits["spot"][worst])
+    dose_gy = float(visit_dose_gy(program)[worst])
+    gatherer.layer(
+        "SPOT_DOSE_UNCERTAIN",
+        layer,
+        float(excess_gy[worst]),
+        f"spot {spot} gets up to {dose_gy:.3g} Gy in one visit; should monitor 1 read low, electrometer 2 ends it at "
+        f"up to {excess_gy[worst]:.2g} Gy too much, not at {EXCESS_LIMIT_GY:g} Gy: its gain and monitor 1's are known "
+        f"to {100.0 * (site.dosimetry.primary.gain_uncertainty + site.dosimetry.secondary.gain_uncertainty):.2g} %",
+        f"{excess_gy[worst]:.2g} Gy in layer {layer}",
+    )
 
 
 def _distance_to_range(machine: TreatmentMachine, energy_mev_u: float) -> float:
