@@ -103,6 +103,17 @@ def judge(
     return found
 
 
+def judge_frames(newest_ns: int, now_ns: int, limit_ns: int) -> list[Violation]:
+    """Whether the real-time path still takes frames in; `newest_ns`: when it took in its last, of any stream.
+
+    It judges silent streams itself, and sooner (permits.stale_ms): what is silent for longer it has not judged. Its
+    thread may have taken one in since the task read the clock.
+    """
+    if now_ns - newest_ns <= limit_ns:
+        return []
+    return [Violation("REALTIME_SILENT", (now_ns - newest_ns) * 1e-6, limit_ns * 1e-6, "")]
+
+
 def _needed(name: str, expected: Expected) -> bool:
     """Is something expected that only this device can say: then its silence is a fault."""
     e = expected

@@ -315,6 +315,13 @@ def test_a_treatment_that_dies_is_unsafe_and_says_of_what(monkeypatch: pytest.Mo
     assert "ZeroDivisionError: a defect" in verdict.facts.defect
 
 
+def test_a_disk_that_takes_nothing_any_more_is_a_stop_with_a_cause_and_the_same_words_on_every_pc() -> None:
+    full = '[[fault]]\nname = "disk_fails"\nat = { field = 1, visit = 6 }\n'
+    verdict = play(Case(FIXED, 0, full, catalogue()["disk_fails"].expected))
+    assert (verdict.verdict, verdict.ended) == ("safe_named", "DISK")
+    assert verdict.facts.message.startswith("OUT/journal.bin: the disk did not take the journal: No space left")
+
+
 def test_an_unsafe_case_is_made_small_and_its_file_plays_the_same_case(tmp_path: Path) -> None:
     tries: list[str] = []
 

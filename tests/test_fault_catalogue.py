@@ -97,6 +97,26 @@ def test_a_monitor_that_stands_still_is_named(tmp_path: Path) -> None:
     assert "the count of electrometer 2 stands still" in delivery.named("trip")[0]["detail"]
 
 
+def test_a_real_time_thread_that_hangs_is_named_in_half_a_second_wherever_it_was(tmp_path: Path) -> None:
+    # before the first visit nothing waits for a frame but the interlock task
+    delivery = play(catalogue()["thread_stalled"], tmp_path, ms=20_000.0, at={"field": 1, "visit": 1})
+    assert delivery.first_out == "REALTIME_SILENT"
+    assert 450.0 < delivery.named("trip")[0]["value"] < 500.0
+    assert delivery.plant["closed"] == 0
+
+
+@pytest.mark.parametrize(("name", "counts"), [("permits_lost", "rejected 0"), ("permits_forged", "rejected 494")])
+def test_a_chain_that_never_gets_our_permits_is_not_closed_and_the_trip_says_what_it_got(
+    name: str, counts: str, tmp_path: Path
+) -> None:
+    delivery = play(catalogue()[name], tmp_path, at={"field": 1, "state": "field_done"})
+    assert delivery.first_out == "NOT_READY"
+    detail = delivery.named("trip")[0]["detail"]
+    assert "safety_chain: wanted closed within 5 s of arming, got armed, not closed" in detail
+    assert counts in detail
+    assert "controller, guard" in detail
+
+
 def test_telemetry_that_fails_costs_nothing_but_telemetry(tmp_path: Path) -> None:
     delivery = play(catalogue()["broker_gone"], tmp_path)
     assert delivery.outcome.status == "completed"

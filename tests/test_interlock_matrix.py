@@ -70,6 +70,7 @@ OPERATORS_TO_RESET = {
         "GUARD_PLAN",
         "GUARD_DISK",
         "GUARD_SILENT",
+        "REALTIME_SILENT",
     ),
 }
 """Where what went wrong is seen and cured in the room, and dose is in no doubt. All others are a physicist's."""
@@ -100,7 +101,7 @@ OTHERWISE_MS = {
         "POSITION_FEEDBACK_BOUND",
         "NOT_READY",
     ),
-    200.0: ("HOLD_TOO_LONG", "NO_BEAM", "GUARD_SILENT", "GUARD_CHAIN", "GUARD_CONTROLLER"),
+    200.0: ("HOLD_TOO_LONG", "NO_BEAM", "GUARD_SILENT", "REALTIME_SILENT", "GUARD_CHAIN", "GUARD_CONTROLLER"),
     600.0: ("LINK_LOST",),
     1000.0: (
         *("GATING_FAULT", "COUNTS_DISPUTED", "RECOMBINATION", "SPOT_DOSE_LOW"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from drivers.contracts import AcceleratorStatus, ChainStatus, CouchStatus, GantryStatus, GatingStatus, NozzleStatus
 from interlocks.conditions import matrix
 from interlocks.latch import Latch
-from interlocks.slow import Expected, Seen, angle_difference, judge
+from interlocks.slow import Expected, Seen, Violation, angle_difference, judge, judge_frames
 
 NOW_NS = 10_000_000_000
 AGE_NS = 400_000_000
@@ -101,8 +101,14 @@ def test_a_room_as_it_should_be_has_no_violation() -> None:
 
 def test_every_slow_judgement_is_in_the_matrix_and_judged_by_the_task() -> None:
     judged = {name for *_, name in WRONG} | {name for _, _, name, _ in MEASURED} | {"STATUS_STALE", "HOLD_TOO_LONG"}
-    judged |= {"STATUS_FROZEN"}
+    judged |= {"STATUS_FROZEN", "REALTIME_SILENT"}
     assert all(matrix()[name].where == "task" for name in judged)
+
+
+@pytest.mark.parametrize(("age_ns", "silent"), [(-12_000, False), (0, False), (450, False), (451, True)])
+def test_frames_that_nobody_takes_in_any_more_are_a_silent_real_time_path(age_ns: int, silent: bool) -> None:
+    found = judge_frames(NOW_NS - age_ns, NOW_NS, 450)
+    assert found == ([Violation("REALTIME_SILENT", age_ns * 1e-6, 450e-6, "")] if silent else [])
 
 
 @pytest.mark.parametrize(("device", "name", "value", "condition"), WRONG)

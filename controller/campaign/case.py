@@ -35,7 +35,7 @@ from controller.record.journal_reader import Journal, read_journal
 from controller.record.schema import VISIT_PARTIAL
 from controller.session import Order, Outcome, deliver
 from controller.telemetry_sinks import LatestSink
-from drivers.errors import BadInput
+from drivers.errors import BadInput, SpotwiseError
 from drivers.wires.virtual_loop import run_virtual
 from sites.schema import Site
 
@@ -151,15 +151,21 @@ class _Played:
 
         async def main() -> None:
             async with self.world.serve(scenario) as path:
-                self.outcome, _ = await deliver(
-                    Order(case.room.plan_path, site, out, case.seed),
-                    report,
-                    path,
-                    site_key(site),
-                    LatestSink(),
-                    nonce=lambda: numbers.getrandbits(63) | 1,
-                    watch=self._watch,
-                )
+                try:
+                    self.outcome, _ = await deliver(
+                        Order(case.room.plan_path, site, out, case.seed),
+                        report,
+                        path,
+                        site_key(site),
+                        LatestSink(),
+                        nonce=lambda: numbers.getrandbits(63) | 1,
+                        watch=self._watch,
+                    )
+                except SpotwiseError as error:
+                    # what the command line says in one line and with a status of its own
+                    if error.exit_status not in (3, 4):
+                        raise
+                    self.outcome = Outcome("refused" if error.exit_status == 3 else "interrupted", str(error))
                 plant = self.world.room.plant.state
                 self.end_ns, before = int(plant["t_ns"]), int(plant["particles"])
                 self.counts = [int(plant[f"retained_{n}"]) + (int(plant[f"counts_{n}"]) >> 24) for n in (1, 2)]
@@ -172,7 +178,7 @@ class _Played:
             run_virtual(main(), self.world, seed=case.seed, tcp=tcp, serial=serial)
         except Exception:
             # the boundary: whatever a treatment dies of is the campaign's finding, not its end
-            self.defect = _lines(traceback.format_exc())
+            self.defect = self._anywhere(_lines(traceback.format_exc()))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)  # a fault may have left this process without any
 
@@ -192,6 +198,10 @@ class _Played:
     def _without_journal(self, why: str) -> Facts:
         return replace(self._bare(), defect=self.defect or f"no journal: {why}")
 
+    def _anywhere(self, text: str) -> str:
+        """Without the name of this PC's folder: the same case gives the same bytes everywhere."""
+        return text.replace(str(self.out), "OUT")
+
     def _bare(self) -> Facts:
         plant = self.world.room.plant.state
         played = self.world.room.player.played
@@ -206,7 +216,7 @@ class _Played:
             harmless=self.case.harmless,
             fired=len(fired) == len(played),
             status=self.outcome.status,
-            message=self.outcome.message,
+            message=self._anywhere(self.outcome.message),
             defect=self.defect,
             beam_at_end=bool(plant["beam_present"]) or bool(plant["closed"]),
             particles_after=self.particles_after,
@@ -232,7 +242,7 @@ class _Played:
         return replace(
             bare,
             first_out="" if first is None else first.id,
-            detail="" if first is None else first.detail[:200],
+            detail="" if first is None else self._anywhere(first.detail)[:200],
             trips=tuple(dict.fromkeys(trip.id for trip in latched)),
             dose=dose,
             misplaced_gy=misplaced_gy,

@@ -12,15 +12,19 @@ from controller.delivery.adaptation import Adaptation
 from controller.delivery.run import Run
 from controller.delivery.standing import AlreadyTripped
 from controller.machine.program import LayerProgram
+from drivers.contracts import ChainStatus
 from drivers.deadline import Deadline
 from drivers.flags import FLAG_CHAIN
 
 COMMAND_S = 5.0
+WRAP = 1 << 32
+"""The chain's counters of permits have 32 bits."""
 
 
 async def arm_chain(run: Run) -> None:
     """Close the safety chain: a fresh token, permits that carry it, the stopper open."""
     deadline = Deadline.after(COMMAND_S, "closing the safety chain")
+    before = run.seen["safety_chain"].status
     run.arm_token = run.nonce()
     await run.devices.accelerator.open_stopper(deadline)
     await run.devices.safety_chain.arm(run.arm_token, deadline)
@@ -32,18 +36,26 @@ async def arm_chain(run: Run) -> None:
             while not run.path.flags & FLAG_CHAIN:
                 await run.path.changed()
     except TimeoutError:
-        await _say_why_open(run)
-        raise
+        await _say_why_open(run, before)
+        raise AlreadyTripped("the safety chain did not close") from None
 
 
-async def _say_why_open(run: Run) -> None:
-    """A chain that was armed and did not close has opened: its first-out cause is the trip's, where it has one."""
+async def _say_why_open(run: Run, before: ChainStatus) -> None:
+    """A chain that was armed and did not close has opened, for its first-out cause, or lacks permits."""
     chain = run.devices.safety_chain
     status = await chain.status(Deadline.after(COMMAND_S, "why the safety chain did not close"))
     if not status.armed and status.open_cause:
         cause = chain.map.register("open_cause").field.label(status.open_cause)
         run.trip("CHAIN_OPENED", detail=f"it did not close when it was armed; its cause is {cause}")
-        raise AlreadyTripped("the safety chain did not close")
+        return
+    accepted = (status.permits_received - before.permits_received) % WRAP
+    rejected = (status.permits_rejected - before.permits_rejected) % WRAP
+    run.trip(
+        "NOT_READY",
+        detail=f"safety_chain: wanted closed within {COMMAND_S:g} s of arming, got "
+        f"{'armed' if status.armed else 'not armed'}, not closed; it took {accepted} permits and rejected {rejected}. "
+        f"It needs fresh ones of: {', '.join(run.site.permits.required)}; check the network to it, and the key",
+    )
 
 
 async def disarm_chain(run: Run) -> None:

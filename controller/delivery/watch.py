@@ -28,7 +28,7 @@ from drivers.flags import FLAG_HOLD, FLAG_REQUEST, FLAG_SPILL
 from interlocks.conditions import by_number
 from interlocks.invariant import before_beam
 from interlocks.numbers import CHAIN_OPENED, COUNTS_BACKWARDS, MONITORS_DISAGREE
-from interlocks.slow import judge
+from interlocks.slow import judge, judge_frames
 
 STREAMS = {1: "electrometer 1", 2: "electrometer 2", 3: "scan controller"}
 STOPPED_NS = 3_000_000
@@ -160,6 +160,7 @@ class Watch:
     async def _interlocks(self) -> None:
         run = self.run
         lease_ns = round(run.site.permits.lease_ms * 1e6)
+        silent_ns = round((run.site.permits.stale_ms + run.site.permits.time_out_ms) * 1e6)
         while True:
             self._take_trip()
             self._hear_guard()
@@ -169,6 +170,8 @@ class Watch:
             hold_s = 0.0 if self.holds.since_ns is None else (t_ns - self.holds.since_ns) * 1e-9
             room = judge(run.seen, run.expected, t_ns, hold_s=hold_s, holds=self.holds.count)
             trip_on(run, room)
+            if run.path.permitting:
+                trip_on(run, judge_frames(run.path.newest_arrival_ns(), t_ns, silent_ns))
             if run.state is State.DELIVERING and run.path.flags & FLAG_REQUEST:
                 trip_on(run, before_beam(standing(run, room)))
             run.path.renew(LEASE_INTERLOCKS, now_ns() + lease_ns)

@@ -242,6 +242,15 @@ class MonitorPath:
         streams = self.monitor.streams
         return tuple(n for n in (1, 2, 3) if not streams[n]["seen"] or int(streams[n]["arrival_ns"]) < t_ns)
 
+    def newest_arrival_ns(self) -> int:
+        """When the last frame, of any stream, was taken in."""
+        return max(int(self.monitor.streams[n]["arrival_ns"]) for n in (1, 2, 3))
+
+    @property
+    def permitting(self) -> bool:
+        """Permits are wanted: a field is armed, or being armed."""
+        return bool(self.monitor.control["permit_on"] == 1)
+
     def trip(self) -> PathTrip | None:
         """The latched condition."""
         s = self.monitor.state
