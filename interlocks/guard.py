@@ -22,10 +22,11 @@ from drivers.verify import loop_ns
 from drivers.wires.guard_link import Ask, Envelope, Status, decode, encode
 from drivers.wires.permits import KIND_DROP, KIND_PERMIT, SOURCE_GUARD, Permit
 from drivers.wires.permits import encode as encode_permit
+from interlocks.guard_agreement import Air
 from interlocks.guard_judge import Sensors
 from interlocks.guard_plan import PlannedDelivery, read_plan
 from interlocks.guard_state import StateFile
-from interlocks.guard_supervisor import Air, Supervisor
+from interlocks.guard_supervisor import Supervisor
 from sites.schema import GuardRules, Site
 
 CONNECT_S = 5.0
@@ -152,7 +153,7 @@ class Guard:
             if got != wanted:
                 raise Refused(f"guard: {name} says {got}, the site wanted {wanted} (id, simulated, map)")
             if name == "electrometer_2":
-                self._power_up(identity.boot_nonce, identity.simulated)
+                self.supervisor.account.know_power_up(identity.boot_nonce, identity.simulated)
         try:
             await self._look_at_air(deadline)
             assert self.supervisor.air is not None
@@ -161,12 +162,6 @@ class Guard:
             await self._electrometer.stream_to(self.rules.frames.host, self.rules.frames.port, 1, deadline)
         except DeviceError as error:
             raise Refused(f"guard: {error}") from error
-
-    def _power_up(self, boot_nonce: int, simulated: bool) -> None:
-        memory = self.supervisor.memory
-        if simulated and memory.counter is not None and memory.boot_nonce != boot_nonce:
-            self.supervisor.simulator_anew = True
-        memory.boot_nonce = boot_nonce
 
     async def _look_at_air(self, deadline: Deadline) -> None:
         got = await self._electrometer.status(deadline)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from drivers.errors import BadInput
 FORMAT = 1
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """What electrometer 2 showed of a field, all parts that are closed."""
 
@@ -28,7 +29,7 @@ class Delivered:
     flanks: int = 0
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Memory:
     """See the module's text. `counter` is None before there was any treatment."""
 
@@ -42,7 +43,7 @@ class Memory:
     treatment: int = 0
     fraction: int = 0
     part: int = 0
-    fields: dict[str, Delivered] = field(default_factory=dict)
+    fields: Mapping[str, Delivered] = field(default_factory=dict)
     open_field: int | None = None
     """Armed when this was written; `counter` is the counter at its arming."""
     pedestal_per_s: float = 0.0

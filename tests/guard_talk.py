@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ from typing import Any
 from drivers.flags import FLAG_BEAM, FLAG_HV_OK
 from drivers.wires.guard_link import Envelope, LayerLimits, Message, Reset, Session, Status, Wish
 from interlocks import guard_digest as d
+from interlocks.guard_agreement import Air
+from interlocks.guard_armed import Armed
 from interlocks.guard_judge import Sensors
 from interlocks.guard_numbers import expected_fields, recombination
 from interlocks.guard_plan import PlannedDelivery, read_plan
-from interlocks.guard_state import StateFile
-from interlocks.guard_supervisor import Air, Supervisor
+from interlocks.guard_state import Memory, StateFile
+from interlocks.guard_supervisor import Supervisor
 from sites.loader import load_site
 from tests.delivery_rig import EXAMPLES
 
@@ -36,6 +40,15 @@ def plan() -> PlannedDelivery:
     return read_plan(EXAMPLES / "small_carbon.dcm", fraction_group=None, gantry_deg=0.0)
 
 
+ACCOUNT = f"{plan().sha256}:1"
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """The memory as it is in its file."""
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
 class Talk:
     """One guard and everything around it."""
 
@@ -52,6 +65,8 @@ class Talk:
         self.plan = plan()
         self.site = site
         self.session_number, self.sequence = 0, 0
+        self.wished = Wish(0, 0, -1, 0, 0, TOKEN)
+        """Said last."""
         self.mind = Supervisor(
             site,
             RULES,
@@ -65,6 +80,17 @@ class Talk:
         )
         self.mind.air = air or Air(self.now_ns, 20.0, 1013.25, COUNTER)
         self.chain()
+
+    # ---- what the guard remembers
+
+    @property
+    def memory(self) -> Memory:
+        """As it is now."""
+        return self.mind.account.memory
+
+    def remembers(self, **values: Any) -> None:
+        """It remembers something else."""
+        self.mind.account.memory = replace(self.memory, **values)
 
     # ---- what the guard reads itself
 
@@ -119,7 +145,8 @@ class Talk:
     def wish(self, permit: int = 1, field: int = 0, layer: int = -1, **changes: Any) -> None:
         """What may run now: no layer yet, or all of one."""
         first = 0 if layer < 0 else 12 * layer + 1
-        self.say(Wish(permit, field, layer, first, first + 11 if first else 0, TOKEN)._replace(**changes))
+        self.wished = Wish(permit, field, layer, first, first + 11 if first else 0, TOKEN)._replace(**changes)
+        self.say(self.wished)
 
     def reset(self, operator: str = "simulated", reason: str = "test") -> None:
         """An operator resets the guard."""
@@ -149,6 +176,12 @@ class Talk:
         return self
 
     @property
+    def field(self) -> Armed:
+        """The field that is armed."""
+        assert self.mind.armed is not None
+        return self.mind.armed
+
+    @property
     def status(self) -> Status:
         """What the controller is told."""
         return self.mind.status()
@@ -161,7 +194,7 @@ class Talk:
     @property
     def refused(self) -> str:
         """The condition that refuses the session, '' for none."""
-        return "" if self.mind.refused is None else self.mind.refused.id
+        return "" if self.mind.agreement.refused is None else self.mind.agreement.refused.id
 
 
 def replace_envelope(envelope: Envelope, changes: dict[str, Any]) -> Envelope:

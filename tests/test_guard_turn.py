@@ -31,7 +31,8 @@ from drivers.wires.virtual_loop import run_virtual
 from interlocks import guard as guard_module
 from interlocks import guard_digest as d
 from interlocks.guard import STATUS_NS, Guard
-from interlocks.guard_supervisor import SETTLE_NS, Air
+from interlocks.guard_account import SETTLE_NS
+from interlocks.guard_agreement import Air
 from tests.delivery_rig import EXAMPLES
 from tests.guard_talk import COUNTER, MS, RULES, SITE, START_NS, TOKEN, TREATMENT, WALL_NS, Talk, plan
 
@@ -59,6 +60,9 @@ class Room:
         self.mind.air = Air(self.now_ns, 20.0, 1013.25, COUNTER)
         self.honest = Talk()
         self.session, self.number = 7, 0
+
+    def remembers(self, **values: Any) -> None:
+        self.mind.account.memory = dataclasses.replace(self.mind.account.memory, **values)
 
     # the wires
 
@@ -246,9 +250,10 @@ def test_a_site_without_a_guard_has_none(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_only_a_simulator_that_is_known_may_have_been_started_anew(
     room: Room, simulated: bool, counter: int | None, before: int, anew: bool
 ) -> None:
-    room.mind.memory.counter, room.mind.memory.boot_nonce = counter, before
-    room.guard._power_up(3, simulated)
-    assert (room.mind.simulator_anew, room.mind.memory.boot_nonce) == (anew, 3)
+    room.remembers(counter=counter, boot_nonce=before)
+    account = room.mind.account
+    account.know_power_up(3, simulated)
+    assert (account.simulator_anew, account.memory.boot_nonce) == (anew, 3)
 
 
 # ---- its own links
@@ -319,8 +324,7 @@ STREAM = f"stream to {RULES.frames.host}:{RULES.frames.port} in slot 1"
 
 def test_it_connects_knows_who_answers_and_looks_before_it_is_ready(linked: Room) -> None:
     linked.mind.air = None
-    linked.mind.memory.counter, linked.mind.memory.counter_wall_ns = 5, WALL_NS  # far from what is read now
-    linked.mind.memory.boot_nonce = 3
+    linked.remembers(counter=5, counter_wall_ns=WALL_NS, boot_nonce=3)  # far from what is read now
     run_virtual(linked.guard._connect())
     electrometer, chain = links(linked)
     assert electrometer.asked == ["connect", "identify", "status", STREAM]
@@ -332,14 +336,14 @@ def test_it_connects_knows_who_answers_and_looks_before_it_is_ready(linked: Room
     assert electrometer.patience_s == 5.0
     linked.say(Session(bytes.fromhex(plan().sha256), 1, 1, 1, TREATMENT, 2, 4, 1.0))
     linked.turn()
-    assert linked.mind.refused is not None
-    assert linked.mind.refused.id == "GUARD_RETAINED"
+    assert linked.mind.agreement.refused is not None
+    assert linked.mind.agreement.refused.id == "GUARD_RETAINED"
 
 
 def test_it_remembers_which_power_up_the_counter_is_of(linked: Room) -> None:
-    linked.mind.memory.boot_nonce = 9
+    linked.remembers(boot_nonce=9)
     run_virtual(linked.guard._connect())
-    assert linked.mind.memory.boot_nonce == 3
+    assert linked.mind.account.memory.boot_nonce == 3
 
 
 @pytest.mark.parametrize("device", [0, 1])

@@ -71,8 +71,18 @@ GROUPS = {
     "digest": Group(False, ("interlocks/guard_digest.py",), ("tests/test_guard_judge.py",)),
     "supervisor": Group(
         False,
-        ("interlocks/guard_supervisor.py",),
-        ("tests/test_guard_supervisor.py",),
+        (
+            "interlocks/guard_supervisor.py",
+            "interlocks/guard_agreement.py",
+            "interlocks/guard_armed.py",
+            "interlocks/guard_account.py",
+        ),
+        (
+            "tests/test_guard_supervisor.py",
+            "tests/test_guard_agreement.py",
+            "tests/test_guard_armed.py",
+            "tests/test_guard_account.py",
+        ),
     ),
     "guard_turn": Group(False, ("interlocks/guard.py",), ("tests/test_guard_turn.py",)),
     "delivery": Group(

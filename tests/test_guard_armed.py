@@ -1,0 +1,215 @@
+"""The armed field: which layers may run, and what latches at a turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from interlocks.guard_armed import Heard, ages_of, is_fresh
+from interlocks.guard_judge import BEAM_FLOOR_NS
+from interlocks.guard_numbers import expected_fields
+from interlocks.guard_state import Delivered
+from tests.guard_talk import MS, RULES, SITE, TURN_S, Talk, plan
+
+LEASE_MS, TIME_OUT_MS, STALE_MS = SITE.permits.lease_ms, SITE.permits.time_out_ms, SITE.permits.stale_ms
+FRESH_MS = 20.0
+"""Two turns of 10 ms; more than the site's age of a frame."""
+
+
+def test_a_layer_may_run_once_it_was_named_and_in_its_order() -> None:
+    talk = Talk().running()
+    armed = talk.field
+    assert armed.limits is not None
+    assert (armed.layer, armed.allowed_ns, armed.limits.first_visit, armed.limits.last_visit) == (0, talk.now_ns, 1, 12)
+    assert talk.pass_ms(1)
+    talk.wish(layer=0)
+    armed = talk.field
+    allowed_ns = armed.allowed_ns
+    assert armed.allowed_ns < talk.now_ns  # said once more: nothing new
+    talk.wish(layer=1)
+    armed = talk.field
+    assert armed.limits is not None
+    assert (armed.layer, armed.limits.first_visit, talk.latched) == (1, 13, "")
+    assert armed.allowed_ns == talk.now_ns > allowed_ns
+
+
+def test_a_layer_may_come_in_two_parts_the_second_behind_the_first() -> None:
+    talk = Talk().armed()
+    talk.wish(layer=0, first_visit=3, last_visit=3)
+    assert talk.mind.armed is not None
+    assert talk.mind.armed.limits is not None
+    assert talk.mind.armed.limits.last_visit == 3
+    talk.wish(layer=0, first_visit=3, last_visit=12)  # not behind it
+    assert talk.mind.armed.limits.last_visit == 3
+    talk.wish(layer=0, first_visit=4, last_visit=12)
+    assert (talk.mind.armed.limits.last_visit, talk.latched) == (12, "")
+
+
+@pytest.mark.parametrize(
+    ("wish", "latched"),
+    [
+        ({"layer": 0}, "GUARD_CONTROLLER"),  # back
+        ({"layer": 2}, "GUARD_CONTROLLER"),  # no such layer
+        ({"layer": 1, "first_visit": 12}, "GUARD_CONTROLLER"),
+        ({"layer": 1, "last_visit": 25}, "GUARD_CONTROLLER"),
+        ({"layer": 1, "first_visit": 13, "last_visit": 24}, ""),
+        ({"layer": 1, "first_visit": 14, "last_visit": 20}, ""),
+    ],
+)
+def test_only_the_visits_of_the_next_layers_are_allowed(wish: dict[str, int], latched: str) -> None:
+    talk = Talk().armed()
+    if wish["layer"] == 0:
+        talk.wish(layer=1)
+    talk.wish(**wish)
+    assert talk.latched == latched
+
+
+@pytest.mark.parametrize(("ms", "permitted"), [(FRESH_MS, True), (FRESH_MS + 0.001, False)])
+def test_a_permit_rests_on_a_fresh_frame(ms: float, permitted: bool) -> None:
+    talk = Talk().armed()
+    assert talk.pass_ms(ms, silent=True) is permitted
+    assert talk.latched == ""
+
+
+@pytest.mark.parametrize(("ms", "permitted"), [(LEASE_MS, True), (LEASE_MS + 0.001, False)])
+def test_a_permit_rests_on_a_controller_that_was_heard_lately(ms: float, permitted: bool) -> None:
+    talk = Talk().armed()
+    assert talk.pass_ms(ms) is permitted
+    assert talk.latched == ""
+
+
+def test_what_was_never_heard_or_is_heard_in_the_future_is_not_fresh() -> None:
+    ages, now_ns = ages_of(SITE, RULES, TURN_S), 1000 * MS
+    assert is_fresh(Heard(wish_ns=now_ns, frame_ns=now_ns), ages, now_ns)
+    for other in (None, now_ns + 1):
+        assert not is_fresh(Heard(wish_ns=other, frame_ns=now_ns), ages, now_ns)
+        assert not is_fresh(Heard(wish_ns=now_ns, frame_ns=other), ages, now_ns)
+
+
+@pytest.mark.parametrize(
+    ("ms", "latched"), [(LEASE_MS + TIME_OUT_MS, ""), (LEASE_MS + TIME_OUT_MS + 0.001, "GUARD_CONTROLLER")]
+)
+def test_a_controller_that_stays_silent_is_latched(ms: float, latched: str) -> None:
+    talk = Talk().armed()
+    talk.pass_ms(ms)
+    assert talk.latched == latched
+
+
+@pytest.mark.parametrize(("ms", "latched"), [(STALE_MS, ""), (STALE_MS + 0.001, "GUARD_FRAMES")])
+def test_a_stream_that_stays_silent_is_latched(ms: float, latched: str) -> None:
+    talk = Talk().armed()
+    talk.pass_ms(ms, silent=True)
+    assert talk.latched == latched
+
+
+@pytest.mark.parametrize(("ms", "latched"), [(RULES.max_age_ms, ""), (RULES.max_age_ms + 1, "GUARD_CHAIN")])
+def test_the_chains_sensors_are_read_again_and_again(ms: float, latched: str) -> None:
+    talk = Talk().armed()
+    talk.chain()
+    for _ in range(8):
+        talk.wish()
+        talk.pass_ms(ms / 8)
+    assert talk.latched == latched
+    talk.mind.sensors = None
+    talk.pass_ms(1)
+    assert talk.latched == "GUARD_CHAIN"
+
+
+def test_a_layer_does_not_run_on_without_the_chains_sensors() -> None:
+    talk = Talk().running()
+    for _ in range(9):
+        talk.wish(layer=0)
+        talk.pass_ms(100)
+    assert talk.latched == "GUARD_CHAIN"
+
+
+def test_beam_before_a_layer_may_run_is_latched() -> None:
+    talk = Talk().armed()
+    talk.pass_ms(BEAM_FLOOR_NS / MS, beam=True)
+    assert talk.latched == ""
+    talk.pass_ms(0.1, beam=True)
+    assert talk.latched == "GUARD_VISIT"
+
+
+def test_a_visit_beyond_the_layer_or_backwards_is_latched() -> None:
+    talk = Talk().running()
+    talk.visit = 12
+    assert talk.pass_ms(1, beam=True)
+    talk.visit = 13
+    talk.pass_ms(1, beam=True)
+    assert talk.latched == "GUARD_VISIT"
+    talk = Talk().running()
+    for talk.visit in (5, 4):
+        talk.pass_ms(1, beam=True)
+    assert talk.latched == "GUARD_VISIT"
+
+
+def test_energy_ion_and_port_of_the_chain_are_the_layers() -> None:
+    layer = expected_fields(SITE, plan())[0].layers[0]
+    good = {"beam_present": True, "energy_mev_u": layer.energy_mev_u, "ion": "12C", "port_deg": 90.0}
+    for change, latched in (
+        ({}, ""),
+        ({"energy_mev_u": layer.energy_mev_u + 0.21}, "GUARD_ENERGY"),
+        ({"ion": "1H"}, "GUARD_ION"),
+        ({"port_deg": 0.0}, "GUARD_PORT"),
+    ):
+        talk = Talk().running()
+        talk.chain(**{**good, **change})
+        talk.pass_ms(1, beam=True)
+        assert talk.latched == latched
+    talk = Talk().armed()  # asked before the layer was allowed: of another one
+    talk.chain(**{**good, "ion": "1H"})
+    talk.pass_ms(1)
+    talk.wish(layer=0)
+    talk.pass_ms(1, beam=True)
+    assert talk.latched == ""
+
+
+def deliver(talk: Talk, counts: float, ms: float = 600.0) -> None:
+    """So many counts, evenly, in turns of 10 ms with beam."""
+    steps = round(ms / 10)
+    given = 0
+    for step in range(1, steps + 1):
+        talk.chain()
+        talk.say(talk.wished)
+        talk.pass_ms(10, round(counts * step / steps) - given, beam=True)
+        given = round(counts * step / steps)
+
+
+def test_counts_beyond_the_layers_are_latched_and_the_former_parts_count() -> None:
+    for before, counted, latched in ((0.0, 68_000, ""), (0.0, 68_500, "GUARD_COUNTS"), (500.0, 68_000, "GUARD_COUNTS")):
+        talk = Talk().agreed()
+        talk.remembers(fields={"0": Delivered(counts=before)})
+        talk.pass_ms(1)
+        talk.wish()
+        talk.wish(layer=0)
+        deliver(talk, counted)
+        assert talk.latched == latched
+        assert talk.status.delivered_counts_2 == pytest.approx(before + counted)
+
+
+def test_beam_time_and_flanks_of_the_former_parts_count() -> None:
+    planned_ns = round(1.2e9 * expected_fields(SITE, plan())[0].layers[0].particles / 2e6)
+    most_ns = planned_ns + BEAM_FLOOR_NS
+    for before, latched in (
+        (Delivered(beam_ns=most_ns - 11 * MS), ""),
+        (Delivered(beam_ns=most_ns - 9 * MS), "GUARD_BEAM_TIME"),
+        (Delivered(beam_ns=most_ns - 9 * MS, flanks=3), ""),
+    ):
+        talk = Talk().agreed()
+        talk.remembers(fields={"0": before})
+        talk.pass_ms(1)
+        talk.wish()
+        talk.wish(layer=0)
+        talk.pass_ms(10, beam=True)
+        assert talk.latched == latched
+
+
+def test_the_rate_of_each_turn_is_judged() -> None:
+    talk = Talk().running()
+    assert talk.pass_ms(10, 1600, beam=True)
+    assert talk.pass_ms(10, 1600, beam=True)  # per turn, not since the arming
+    talk.pass_ms(10, 1800, beam=True)
+    assert talk.latched == "GUARD_RATE"
+    written = next(values for name, values in talk.events if name == "latched")
+    assert written["value"] == pytest.approx(180_000)
+    assert written["limit"] == pytest.approx(2 * 2e6 * 0.041934 + 6000, rel=1e-3)
