@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import pty
+import select
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,40 @@ def test_a_wrong_patient_or_position_may_be_corrected_twice() -> None:
     assert len(given) == 3
     assert "not confirmed" in end
     assert shown.count("not confirmed") == 3
+
+
+def typed_ahead(before: str, then: tuple[str, ...]) -> list[tuple[str, bool]]:
+    """What is confirmed where `before` lies in a real terminal at the first question, and `then` answers the others."""
+    ours, theirs = pty.openpty()
+    shown = io.StringIO()
+    given: list[tuple[str, bool]] = []
+
+    async def ask() -> None:
+        asking = asyncio.create_task(
+            ask_for_patient("A", lambda patient, ok: given.append((patient, ok)), theirs, shown), name="ask"
+        )
+        for number, lines in enumerate(then, 1):
+            async with asyncio.timeout(10):
+                while shown.getvalue().count(": ") < 2 * number - (number > 1):
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(0)  # the question is shown in the step that begins to read
+            os.write(ours, lines.encode())
+        async with asyncio.timeout(10):
+            await asking
+
+    try:
+        os.write(ours, before.encode())
+        assert select.select([theirs], [], [], 10.0)[0]  # the terminal has it
+        asyncio.run(ask())
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return given
+
+
+def test_what_was_typed_before_a_question_was_asked_answers_nothing() -> None:
+    assert typed_ahead("P-17\nyes\n", ("P-18\n", "no\n")) == [("P-18", False)]
+    assert typed_ahead("yes\n", ("P-17\nyes\n", "no\n")) == [("P-17", False)]  # two lines at once are one answer
 
 
 # ---- output QA of the day
