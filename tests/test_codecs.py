@@ -27,12 +27,15 @@ from drivers.wires.frames import (
 from drivers.wires.permits import (
     KIND_DROP,
     KIND_PERMIT,
+    SOURCE_CONTROLLER,
+    SOURCE_GUARD,
     Permit,
     key_words,
     permit_is_authentic,
     siphash24,
 )
 from drivers.wires.permits import decode as decode_permit
+from drivers.wires.permits import encode as encode_permit
 from tests.datagrams import KEY, fill, permit
 
 U64 = st.integers(0, 2**64 - 1)
@@ -225,6 +228,31 @@ def test_a_permit_reads_back_and_is_authentic_under_its_key_only(wanted: Permit,
     assert authentic(data, key)
     assert not authentic(data, bytes([key[0] ^ 1, *key[1:]]))
     assert struct.unpack("<Q", data[56:])[0] == sip_plain(key, data[:56])
+
+
+@pytest.mark.parametrize(("kind", "source"), [(1, 1), (2, 2)], ids=["the controller's permit", "the guard's drop"])
+def test_the_bytes_of_a_permit_are_as_the_table_says(kind: int, source: int) -> None:
+    names = {"permit": KIND_PERMIT, "drop": KIND_DROP, "controller": SOURCE_CONTROLLER, "guard": SOURCE_GUARD}
+    assert names == {"permit": 1, "drop": 2, "controller": 1, "guard": 2}
+    wanted = b"SPWP" + bytes([1, kind, source, 0])
+    wanted += bytes([8, 0, 0, 0, 0, 0, 0, 1]) + bytes([16, 0, 0, 0, 0, 0, 0, 2]) + bytes([24, 0, 0, 0, 0, 0, 0, 3])
+    wanted += bytes([254, *[255] * 7]) + bytes([40, 0, 0, 4]) + bytes([44, 0, 0, 5]) + bytes(8)
+    numbers = (kind, source, 8 + (1 << 56), 16 + (2 << 56), 24 + (3 << 56), -2, 40 + (4 << 24), 44 + (5 << 24))
+    said = Permit(*numbers)
+    values = said._asdict()
+    written = permit(session=values.pop("session_nonce"), token=values.pop("arm_token"), **values)
+    mac = sip_plain(KEY, wanted).to_bytes(8, "little")
+    assert written == encode_permit(said, KEY) == wanted + mac
+    assert decode_permit(written) == said
+
+
+@pytest.mark.parametrize(("at", "value"), [(0, 0x52), (4, 0), (4, 2)])
+def test_another_magic_or_version_is_no_permit_even_with_the_right_mac(at: int, value: int) -> None:
+    body = bytearray(permit()[:56])
+    body[at] = value
+    data = bytes(body) + sip_plain(KEY, bytes(body)).to_bytes(8, "little")
+    assert not authentic(data)
+    assert decode_permit(data) is None
 
 
 def authentic(data: bytes, key: bytes = KEY) -> bool:

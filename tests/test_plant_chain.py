@@ -125,6 +125,23 @@ def test_a_wrong_permit_is_rejected_and_does_not_keep_the_chain_closed(
     assert chain.cause == CAUSE_SILENCE
 
 
+def test_every_permit_and_every_drop_is_counted(chain: Chain) -> None:
+    before = int(chain.state["permits"])
+    chain.permit()
+    assert chain.state["permits"] == before + 1
+    chain.permit(kind=KIND_DROP)
+    assert chain.state["permits"] == before + 2
+    assert chain.state["rejected"] == 0
+
+
+def test_after_a_trip_permits_with_the_token_of_before_are_rejected(chain: Chain) -> None:
+    chain.permit(kind=KIND_DROP)
+    before = int(chain.state["permits"])
+    chain.frames(5, permits=True)
+    assert chain.state["rejected"] == 5
+    assert chain.state["permits"] == before
+
+
 def test_a_torn_permit_is_rejected(chain: Chain) -> None:
     before = int(chain.state["permits"])
     chain.receive(permit(sequence=99)[:60])
@@ -152,6 +169,42 @@ def test_where_both_are_required_one_alone_is_not_enough() -> None:
     assert chain.cause == CAUSE_GUARD_SILENCE
 
 
+def test_a_guards_permit_that_is_sent_again_is_rejected_and_does_not_keep_the_chain_closed() -> None:
+    chain = Chain()
+    chain.plant.parameters["guard_required"] = 1
+    chain.arm()
+    chain.permit(source=SOURCE_GUARD)
+    again = chain.sequence
+    chain.frames(2, permits=True)
+    assert chain.closed
+    for _ in range(int(chain.state["time_out_ns"]) // FRAME_NS + 2):
+        chain.receive(permit(source=SOURCE_GUARD, sequence=again))
+        chain.frames(1, permits=True)
+    assert chain.cause == CAUSE_GUARD_SILENCE
+
+
+def test_where_the_controller_is_not_required_the_guards_permits_are_enough_and_needed() -> None:
+    chain = Chain()
+    chain.plant.parameters["controller_required"] = 0
+    chain.plant.parameters["guard_required"] = 1
+    chain.arm()
+    assert not chain.closed
+    chain.permit(source=SOURCE_GUARD)
+    chain.frames()
+    assert chain.closed
+    chain.frames(int(chain.state["time_out_ns"]) // FRAME_NS + 2)
+    assert chain.cause == CAUSE_GUARD_SILENCE
+
+
+def test_a_permit_of_the_very_first_nanosecond_counts() -> None:
+    chain = Chain()
+    chain.arm()
+    length = fill(chain.plant.permit, permit())
+    receive_permit(chain.plant.memory[0], chain.plant.permit, length, 0)
+    chain.frames()
+    assert chain.closed
+
+
 @pytest.mark.parametrize("time_out_ms", [1, 10, 250])
 def test_silence_opens_the_chain_with_the_first_frame_after_the_time_out(chain: Chain, time_out_ms: int) -> None:
     chain.state["time_out_ns"] = time_out_ms * 1_000_000
@@ -172,6 +225,30 @@ def test_a_drop_opens_at_once_and_permits_do_not_close_again(chain: Chain) -> No
     chain.frames(50, permits=True)
     assert not chain.closed
     assert chain.cause == CAUSE_DROP
+
+
+def test_a_drop_disarms_a_chain_that_has_not_closed_yet() -> None:
+    chain = Chain()
+    chain.arm()
+    chain.permit(kind=KIND_DROP)
+    assert chain.cause == CAUSE_DROP
+    chain.frames(5, permits=True)
+    assert not chain.closed
+
+
+def test_a_drop_is_no_cause_for_a_chain_that_nobody_armed() -> None:
+    chain = Chain()
+    chain.permit(kind=KIND_DROP)
+    assert chain.cause == CAUSE_NONE
+
+
+def test_a_chain_with_the_fault_that_drops_do_nothing_still_opens_by_silence(chain: Chain) -> None:
+    chain.plant.parameters["drop_ignored"] = 1
+    chain.permit(kind=KIND_DROP)
+    chain.frames(1, permits=True)
+    assert chain.closed
+    chain.frames(int(chain.state["time_out_ns"]) // FRAME_NS + 2)
+    assert chain.cause == CAUSE_SILENCE
 
 
 def test_permits_that_come_back_after_silence_do_not_close_the_chain(chain: Chain) -> None:

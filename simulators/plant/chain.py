@@ -1,4 +1,7 @@
-"""The safety chain: a watchdog on permits, and a PLC's inputs. Opens on silence, latches; only arming clears it."""
+"""The safety chain: a watchdog on permits, and a PLC's inputs. Opens on silence, latches; only arming clears it.
+
+Closed implies armed: arming leaves the chain open, only an armed chain closes, and opening disarms it.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def receive_permit(plant, buffer, length, t_ns):
     kind = buffer.u8[5]
     source = buffer.u8[6]
     if kind == KIND_DROP:
-        if (s.armed == 1 or s.closed == 1) and p.drop_ignored == 0:
+        if s.armed == 1 and p.drop_ignored == 0:
             open_chain(plant, CAUSE_GUARD_DROP if source == SOURCE_GUARD else CAUSE_DROP, t_ns)
         s.permits += 1
         return
@@ -75,7 +78,7 @@ def advance_chain(plant, t_ns):
     """Judge the chain at the start of a frame."""
     p = plant.parameters
     s = plant.state
-    if s.armed == 0 and s.closed == 0:
+    if s.armed == 0:
         return
     if s.emergency_stop == 1:
         open_chain(plant, CAUSE_EMERGENCY, t_ns)
@@ -98,5 +101,5 @@ def advance_chain(plant, t_ns):
             open_chain(plant, CAUSE_SILENCE, t_ns)
         elif s.closed == 1 and not guard:
             open_chain(plant, CAUSE_GUARD_SILENCE, t_ns)
-        elif s.closed == 0 and controller and guard:
+        elif controller and guard:
             s.closed = 1
