@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import drivers
 import sites
+from controller.delivery.integrity import Sources, what_changed
+from drivers.registers import load_map
 from sites.loader import load_site
 from tests.delivery_rig import EXAMPLES, Delivery, run_delivery
 
@@ -68,6 +72,34 @@ def test_an_edit_after_the_check_is_a_trip_at_the_next_arm(name: str, copies: di
     # the first field was complete, nothing of the second was given, and the room was never set up for it
     assert set(delivery.visits["field"]) == {0}
     assert not delivery.named("setup", field=1)
+
+
+def test_everything_that_changed_is_named_and_once(copies: dict[str, Path], tmp_path: Path) -> None:
+    other = tmp_path / "gantry.toml"
+    shutil.copy(Path(drivers.__file__).parent / "maps" / "gantry.toml", other)
+    sources = Sources(
+        copies["plan"],
+        hashlib.sha256(copies["plan"].read_bytes()).hexdigest(),
+        load_site(str(copies["site"])),
+        str(copies["site"]),
+        (load_map(str(copies["map"])), load_map(str(other))),
+    )
+    assert what_changed(sources) == ()
+    append_a_byte(copies["plan"])
+    edit(copies["site"], "position_mm = 1.0", "position_mm = 1.1")
+    copies["map"].write_text("[[", encoding="utf-8")
+    edit(other, "max = 365.0", "max = 366.0")
+    found = what_changed(sources)
+    assert [words.split(":")[0] for words in found[:3]] == [
+        "plan file plan.dcm",
+        f"site file {copies['site']}",
+        "register map",
+    ]
+    assert found[3:] == (f"register map {other}",)
+    other.unlink()
+    assert what_changed(sources)[3].startswith("register map: ")
+    nothing_known = replace(sources, plan=None, site_name=None, maps=())
+    assert what_changed(nothing_known) == ()
 
 
 def test_words_for_people_in_a_register_map_may_be_corrected(copies: dict[str, Path], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def standing(run: Run, room: Iterable[Violation] | None = None) -> Standing:
         changed=run.changed,
         field=run.tally.field_index if run.tally.field_index >= 0 else None,
         field_set_up=run.field_set_up,
-        confirmed=run.field_confirmed is not None and run.field_confirmed == run.tally.field_index,
+        confirmed=run.field_confirmed == run.tally.field_index,
         room=tuple(judge(run.seen, run.expected, t_ns) if room is None else room),
         self_tests=run.self_tests,
         boot_nonces={name: identity.boot_nonce for name, identity in run.identities.items()},

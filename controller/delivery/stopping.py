@@ -14,6 +14,7 @@ from drivers.deadline import Deadline
 from drivers.errors import DeviceError
 from drivers.flags import FLAG_BEAM
 
+ELECTROMETERS = (1, 2)
 STOP_S = 3.0
 DROP_MS = 2.0
 """A commanded drop leaves with the next turn of the real-time path, after a millisecond at most."""
@@ -46,12 +47,14 @@ async def beam_off(run: Run) -> None:
 async def _prove_beam_off(run: Run) -> None:
     """The chopper must be seen to obey the drop; the stopper, which closes meanwhile, is slower and would hide it.
 
-    The real-time path keeps its first condition, so it says nothing of beam after a trip: that is said here.
+    The real-time path keeps its first condition, so it says nothing of beam after a trip: that is said here. Each
+    monitor speaks for itself: one of which no frame came in the proof time last said how it was before the stop.
     """
-    stream, state = run.path.monitor.streams[1], run.path.monitor.state
-    frames, proof_ms = int(stream["frames"]), run.site.tolerances.beam_off_proof_ms
-    await asyncio.sleep((proof_ms + DROP_MS) * 1e-3)
-    if int(stream["frames"]) > frames and (int(state["flags_1"]) | int(state["flags_2"])) & FLAG_BEAM:
+    streams, state, proof_ms = run.path.monitor.streams, run.path.monitor.state, run.site.tolerances.beam_off_proof_ms
+    await asyncio.sleep(DROP_MS * 1e-3)
+    frames = {number: int(streams[number]["frames"]) for number in ELECTROMETERS}
+    await asyncio.sleep(proof_ms * 1e-3)
+    if any(int(streams[n]["frames"]) > frames[n] and int(state[f"flags_{n}"]) & FLAG_BEAM for n in ELECTROMETERS):
         run.trip("BEAM_WITHOUT_REQUEST", value=proof_ms + DROP_MS, limit=proof_ms, detail="after the stop")
 
 

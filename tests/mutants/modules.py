@@ -92,6 +92,11 @@ GROUPS = {
             "controller/delivery/integrity.py",
             "controller/delivery/stopping.py",
         ),
-        ("tests/test_integrity.py", "tests/test_delivery_faults.py"),
+        (
+            "tests/test_standing.py",
+            "tests/test_stopping.py",
+            "tests/test_integrity.py",
+            "tests/test_delivery_faults.py",
+        ),
     ),
 }
