@@ -16,17 +16,25 @@ class Group:
     """Of the files only these; all where empty."""
 
 
+REALTIME_TESTS = (
+    "tests/test_realtime_judges.py",
+    "tests/test_realtime_clock.py",
+    "tests/test_realtime_edges.py",
+    "tests/test_realtime_permits.py",
+    "tests/test_realtime_conditions.py",
+)
+
 GROUPS = {
     "matrix": Group(False, ("interlocks/matrix.toml",), ("tests/test_interlock_matrix.py",)),
     "realtime": Group(
         True,
         ("interlocks/realtime.py", "controller/dose/frame_clock.py"),
-        ("tests/test_realtime_edges.py", "tests/test_realtime_permits.py", "tests/test_realtime_conditions.py"),
+        REALTIME_TESTS,
     ),
     "decide": Group(
         True,
         ("controller/dose/integrator.py",),
-        ("tests/test_realtime_edges.py", "tests/test_realtime_permits.py", "tests/test_realtime_conditions.py"),
+        REALTIME_TESTS,
         ("decide", "handle_frame", "handle_frame_at", "handle_silence", "obey_control", "clear_latch", "start_field"),
     ),
     "permits": Group(True, ("drivers/wires/permits.py",), ("tests/test_codecs.py", "tests/test_guard_link.py")),
