@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from controller.dose.frame_clock import OFFSET_CREEP_NS, ROW_NS, SETTLE_FALL_NS, SETTLE_NS
-from controller.dose.integrator import ACTION_NONE, ACTION_PERMIT, handle_frame, handle_silence
+from controller.dose.integrator import ACTION_NONE, ACTION_PERMIT, handle_silence
 from controller.record.schema import QUALITY_FRAMES_LOST
 from drivers.flags import FLAG_ARMED, FLAG_CHAIN, FLAG_MOVING, FLAG_REQUEST
 from drivers.wires.frames import (
@@ -18,13 +18,14 @@ from drivers.wires.frames import (
     SCAN_X_SET_MA,
     SCAN_Y_REDUNDANT_MA,
     SCAN_Y_SET_MA,
+    Frame,
+    encode,
 )
 from interlocks import numbers
 from interlocks.realtime import MOVING_FRAMES, OFF_WINDOW_FRAMES, VISIT_APART_FRAMES
-from tests.datagrams import fill
 from tests.frame_script import SETTLE_TICKS, Script
 from tests.plan_models import spots
-from tests.plant_rig import CARBON, LATENCY_NS, TOKEN, monitor_path, programs_of
+from tests.plant_rig import CARBON, LATENCY_NS, TOKEN, Datagram, feed, monitor_path, programs_of
 
 PROGRAM = programs_of(CARBON, spots([(2.0 * k, 0.0, 2.0) for k in range(25)]))[0]
 STREAMS = (1, 2, 3)
@@ -367,24 +368,18 @@ def test_a_reset_forgets_what_led_to_a_trip_and_clocks_only_where_one_drifted(co
 
 
 def test_what_is_no_frame_is_counted_for_what_it_is(script: Script) -> None:
-    from drivers.wires.frames import Frame, encode  # noqa: PLC0415
+    state, frames = script.path.monitor.state, int(stream(script, 2)["frames"])
+    sequence, t_ns = script.sequence[2] + 1, script.t_ns + FRAME_NS
+    good = encode(
+        Frame(2, script.nonce[2], sequence, t_ns, 0, script.flags[2], script.counts[2], script.counts[2], 0, ())
+    )
 
-    state, monitor = script.path.monitor.state, script.path.monitor
-    good = encode(Frame(2, 22, script.sequence[2] + 1, script.t_ns + FRAME_NS, 0, script.flags[2], 1, 1, 0, ()))
-    seen = int(stream(script, 2)["frames"])
+    def give(data: bytes) -> tuple[int, ...]:
+        feed(script.path, [Datagram(data, t_ns + LATENCY_NS)])
+        counted = tuple(int(state[name]) for name in ("foreign", "corrupt", "torn"))
+        return (*counted, int(stream(script, 2)["frames"]) - frames)
 
-    def give(data: bytes, *, checked: bool = False) -> tuple[int, ...]:
-        length = fill(monitor.buffer, data)
-        handle_frame(monitor.memory[0], monitor.buffer, length, script.t_ns + FRAME_NS + LATENCY_NS, checked)
-        return (
-            int(state["foreign"]),
-            int(state["corrupt"]),
-            int(state["torn"]),
-            int(stream(script, 2)["frames"]) - seen,
-        )
-
-    damaged = bytes([*good[:40], good[40] ^ 1, *good[41:]])
     assert give(b"X" + good[1:]) == (1, 0, 0, 0)
-    assert give(damaged) == (1, 1, 0, 0)
+    assert give(bytes([*good[:40], good[40] ^ 1, *good[41:]])) == (1, 1, 0, 0)
     assert give(good[:-4]) == (1, 1, 1, 0)
     assert give(good) == (1, 1, 1, 1)
