@@ -99,10 +99,12 @@ GROUPS = {
             "controller/delivery/standing.py",
             "controller/delivery/integrity.py",
             "controller/delivery/stopping.py",
+            "controller/delivery/proof.py",
         ),
         (
             "tests/test_standing.py",
             "tests/test_stopping.py",
+            "tests/test_beam_off_proof.py",
             "tests/test_integrity.py",
             "tests/test_delivery_faults.py",
         ),
