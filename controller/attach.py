@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from sites.schema import Device, Site, TcpAddress
 ORPHAN_S = 600.0
 """How long simulators that a run started outlive it."""
 PROBE_S = 1.0
+PLAYED = "simulators-faults.json"
+"""What became of a scenario, as the simulators tell it at their end; a run that sees it copies it to the record."""
 SIMULATORS = Helper("simulators", "simulators.serve", ready_s=180.0, stop_s=20.0)
 """The first start on a PC compiles for tens of seconds."""
 
@@ -87,13 +90,17 @@ async def room_simulators(
         "state": _absolute(state_path or out / "simulators-state.npz"),
         "orphan-s": ORPHAN_S,
         "faults": None if faults is None else _absolute(faults),
-        "played": None if faults is None else out / FAULTS,
+        "played": None if faults is None else out / PLAYED,
         "fifo-priority": fifo_priority,
         "cpu": cpu,
     }
     arguments = [f"--{key}={value}" for key, value in given.items() if value is not None]
-    async with running(SIMULATORS, arguments, out / "simulators.log") as said:
-        yield Simulators(True, truth_path, said["granted"])
+    try:
+        async with running(SIMULATORS, arguments, out / "simulators.log") as said:
+            yield Simulators(True, truth_path, said["granted"])
+    finally:
+        if faults is not None and (out / PLAYED).exists():
+            shutil.copyfile(out / PLAYED, out / FAULTS)
 
 
 def _absolute(path: Path) -> Path:

@@ -30,8 +30,8 @@ def treatments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert spotwise("deliver", plan, *VIRTUAL, "--out", stopped, "--fault", scenario)[0] == 4
     shutil.copytree(stopped, resumed)
     assert spotwise("resume", resumed)[0] == 0
-    # what the guard's and the simulators' own processes leave on the real clock
-    for name in ("guard-events.jsonl", "guard-state.json", "simulators.log", "truth.npz"):
+    # what the guard's own process leaves on the real clock
+    for name in ("guard-events.jsonl", "guard-state.json"):
         (whole / name).write_bytes(b'{"event": "started"}\n' * 20)
     (whole / SEAL).unlink()
     assert spotwise("report", whole)[0] == 0
@@ -96,6 +96,33 @@ def test_what_does_not_belong_what_came_later_and_what_is_gone_is_named(
     assert f"{directory / 'frames' / 'more' / 'x'}: does not belong to a treatment directory" in found
     assert f"{directory / 'run-7.json'}: came after the directory was sealed" in found
     assert f"{directory / 'guard-events.jsonl'}: is missing" in found
+
+
+def test_what_the_simulated_room_keeps_here_may_change_and_go_and_all_else_may_not(
+    treatments: dict[str, Path], tmp_path: Path
+) -> None:
+    """Simulators outlive a killed controller, and go on writing beside a record that was finished by a resume."""
+    directory = tmp_path / "t"
+    shutil.copytree(treatments["completed"], directory)
+    room = ("simulators-state.live", "simulators.log", "simulators-site.json", "truth.npz")
+    for name in room:
+        (directory / name).write_bytes(b"while they run")
+    assert spotwise("report", directory)[0] == 0
+    assert not set(room) & set(json.loads((directory / SEAL).read_text())["files"])
+    assert spotwise("verify", directory)[0] == 0
+    (directory / "simulators.log").write_bytes(b"and more")
+    (directory / "simulators-state.live").unlink()
+    (directory / "simulators-state.npz").write_bytes(b"their end")
+    (directory / "simulators-faults.json").write_bytes(b"their end")
+    (directory / ".simulators-state.npz.4711.new").write_bytes(b"killed in their end")
+    assert spotwise("verify", directory)[0] == 0
+    for name in ("simulators.txt", "room.log"):
+        (directory / name).write_bytes(b"somebody's")
+        found = one_object(spotwise("verify", directory, "--json")[1])["problems"]
+        assert found == [f"{directory / name}: does not belong to a treatment directory"]
+        (directory / name).unlink()
+    (directory / "guard-state.json").write_bytes(b"another memory")
+    assert spotwise("verify", directory)[0] == 3
 
 
 def test_report_does_not_vouch_for_what_it_did_not_make(treatments: dict[str, Path], tmp_path: Path) -> None:

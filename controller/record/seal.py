@@ -1,4 +1,4 @@
-"""seal.json: the SHA-256 of every file of a treatment directory, so that one changed byte anywhere is found.
+"""seal.json: the SHA-256 of every file of a treatment's record, so that one changed byte in any of them is found.
 
 summary.json is made from the journal alone and can be made again; what cannot (run.json, frames, the room's state, the
 guard's events, the plant's truth, the ledger's entry) is only here. Whoever makes the files again vouches for what he
@@ -30,14 +30,9 @@ LEFT = (
     "run.json",
     "run-[0-9]*.json",
     "truth.json",
-    "truth.npz",
     "faults.json",
     "ledger.sqlite",
     "room-state.npz",
-    "simulators-site.json",
-    "simulators-state.live",
-    "simulators-state.npz",
-    "simulators.log",
     "guard-site.json",
     "guard-state.json",
     "guard-events.jsonl",
@@ -45,6 +40,17 @@ LEFT = (
     "frames/part-[0-9]*.frames",
 )
 """Left by the run and its processes: there once."""
+ROOM = (
+    "simulators-faults.json",
+    "simulators-site.json",
+    "simulators-state.live",
+    "simulators-state.npz",
+    "simulators.log",
+    "truth.npz",
+    ".simulators-state.*.new",
+    ".truth.npz.*.new",
+)
+"""Of the simulated room: may lie there, may change and may go; no part of the record."""
 
 
 def file_sha256(path: Path) -> str:
@@ -54,14 +60,14 @@ def file_sha256(path: Path) -> str:
 
 
 def files_in(directory: Path) -> list[str]:
-    """Every file below a directory but the seal, by its path from there; anything that is no directory counts."""
+    """Every file below a directory but the seal and the simulated room's; anything that is no directory counts."""
     found = (p for p in directory.rglob("*") if not p.is_dir() or p.is_symlink())
-    return sorted(str(p.relative_to(directory)) for p in found if p != directory / SEAL)
+    return sorted(n for p in found if (n := str(p.relative_to(directory))) != SEAL and not _like(n, ROOM))
 
 
 def belongs(name: str) -> bool:
-    """A treatment directory holds files of this name."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*MADE, *LEFT))
+    """A treatment's record has files of this name: they are sealed."""
+    return _like(name, (*MADE, *LEFT))
 
 
 def write_seal(directory: Path, chain: str, renewed: Collection[str] = ()) -> bytes:
@@ -72,7 +78,7 @@ def write_seal(directory: Path, chain: str, renewed: Collection[str] = ()) -> by
     old = read_seal(directory)
     kept = {}
     if old is not None and old["journal_chain_sha256"] == chain:
-        kept = {n: h for n, h in old["files"].items() if not _made(n) and n not in renewed}
+        kept = {n: h for n, h in old["files"].items() if belongs(n) and not _like(n, MADE) and n not in renewed}
     now = {name: file_sha256(directory / name) for name in files_in(directory) if belongs(name) and name not in kept}
     return _encoded({"format": FORMAT, "journal_chain_sha256": chain, "files": {**now, **kept}})
 
@@ -100,7 +106,7 @@ def broken(directory: Path, chain: str | None) -> list[str]:
         return [*wrong, f"{path}: was changed, or is no seal: nothing proves the other files"]
     if chain is not None and seal["journal_chain_sha256"] != chain:
         wrong.append(f"{path}: was made for another journal, or before it went on: run spotwise report")
-    sealed = seal["files"]
+    sealed = {n: h for n, h in seal["files"].items() if not _like(n, ROOM)}  # older seals have the room's
     wrong += [f"{directory / n}: came after the directory was sealed" for n in there if belongs(n) and n not in sealed]
     for name, digest in sorted(sealed.items()):
         file = directory / name
@@ -111,8 +117,8 @@ def broken(directory: Path, chain: str | None) -> list[str]:
     return wrong
 
 
-def _made(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in MADE)
+def _like(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _encoded(content: dict[str, Any]) -> bytes:
