@@ -100,16 +100,19 @@ class StateThread(StateFile):
     def __init__(self, path: Path | None) -> None:
         super().__init__(path)
         self._failure: OSError | None = None
+        self._asked = 0
+        """How many were given to `save`; of a path, and by the one who calls it."""
+        self._written = 0
+        """Which of them the disk has."""
         self._waiting: str | None = None
-        self._writes = False
         self._ends = False
         self._turn = threading.Condition()
         self._thread: threading.Thread | None = None
 
     @property
     def saved(self) -> bool:
-        """What was given to `save` last is on the disk."""
-        return self._waiting is None and not self._writes
+        """What was given to `save` last is on the disk. What failed never is."""
+        return self._written == self._asked
 
     @property
     def failure(self) -> OSError | None:
@@ -122,6 +125,7 @@ class StateThread(StateFile):
             return
         with self._turn:
             self._waiting = _text(memory)
+            self._asked += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="guard's memory", daemon=True)
                 self._thread.start()
@@ -142,14 +146,14 @@ class StateThread(StateFile):
                     self._turn.wait()
                 if self._waiting is None:
                     return
-                text, self._waiting, self._writes = self._waiting, None, True
+                text, number, self._waiting = self._waiting, self._asked, None
             try:
                 assert self.path is not None
                 _replace(self.path, text)
             except OSError as error:
                 self._failure = error
-            with self._turn:
-                self._writes = False
+            else:
+                self._written = number
 
 
 def _text(memory: Memory) -> str:

@@ -166,7 +166,7 @@ class Supervisor:
                 self.account.note_idle()
         heard = Heard(self._wish_ns, self._frame_ns, self.sensors)
         found = self.account.judge_disk()
-        if found is None and self.armed is not None and self.latched is None:
+        if found is None and self.armed is not None:
             digest = [int(word) for word in self.digest]
             found = judge_armed(self.site, self._ages, self.armed, heard, digest, self.account.dose(), now_ns)
         if found is not None:
@@ -240,8 +240,9 @@ class Supervisor:
         agreement = self.agreement
         if agreement.refused is not None:
             self._event("refused", **_numbers(agreement.refused))
-        elif agreement.agreed and agreement.said is not None:
-            self._event("agreed", plan_sha256=agreement.plan.sha256, layers=agreement.said.layers)
+        elif agreement.agreed:
+            layers = sum(len(field.layers) for field in agreement.expected)
+            self._event("agreed", plan_sha256=agreement.plan.sha256, layers=layers)
 
     def status(self) -> Status:
         """What the controller is told."""

@@ -286,6 +286,20 @@ def test_the_pedestal_of_a_field_that_was_left_open_may_come_on_top_of_its_most(
         assert talk.refused == refused
 
 
+@pytest.mark.parametrize(
+    ("simulated", "counter", "before", "anew"),
+    [(True, 5, 9, True), (False, 5, 9, False), (True, None, 9, False), (True, 5, 3, False)],
+)
+def test_only_a_simulator_that_is_known_may_have_been_started_anew(
+    simulated: bool, counter: int | None, before: int, anew: bool
+) -> None:
+    talk = Talk()
+    talk.remembers(counter=counter, boot_nonce=before)
+    account = talk.mind.account
+    account.know_power_up(3, simulated)
+    assert (account.simulator_anew, account.memory.boot_nonce) == (anew, 3)
+
+
 def test_a_simulator_that_was_started_anew_has_another_counter(tmp_path: Path) -> None:
     talk = with_memory(tmp_path / "m.json", open_field=0)
     talk.mind.account.simulator_anew = True

@@ -1,13 +1,9 @@
-"""The guard's own reading of plans, its own numbers, and what it remembers."""
+"""The guard's own reading of plans, and its own numbers."""
 
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,6 @@ from drivers.errors import BadInput, Refused
 from interlocks import guard_numbers, guard_plan
 from interlocks.guard_numbers import EXTRAPOLATED, expected_fields
 from interlocks.guard_plan import read_plan
-from interlocks.guard_state import Delivered, Memory, StateFile, StateThread
 from sites.loader import load_site
 from tests.delivery_rig import EXAMPLES
 from tests.make_plan import BeamSpec, LayerSpec, grid, make_plan, write_plan
@@ -243,83 +238,3 @@ def test_two_physics_agree_where_the_controllers_fit_was_made(site_name: str, io
             )
             own = guard_numbers.counts_per_particle(site, ion, energy) / ktp / guard_numbers.recombination(site, rate)
             assert own == pytest.approx(theirs, rel=3e-4)
-
-
-def test_its_memory_comes_back_as_it_was(tmp_path: Path) -> None:
-    file = StateFile(tmp_path / "deep" / "memory.json")
-    assert file.load() == Memory()
-    memory = Memory(5, 6, 2**63 + 1, 1.01, 0.05, "abc:1", 2**63 + 2, 3, 2, {"0": Delivered(1.5, 7, 3)}, 0)
-    file.save(memory)
-    assert file.load() == memory
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["memory.json"]
-    assert json.loads((tmp_path / "deep" / "memory.json").read_text(encoding="utf-8"))["format"] == 1
-    StateFile(None).save(memory)
-    assert StateFile(None).load() == Memory()
-
-
-def test_the_memory_is_on_the_disk_as_a_whole_before_it_takes_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, synced = tmp_path / "memory.json", []
-    real = os.fsync
-
-    def fsync(fd: int) -> None:
-        names = sorted(p.name for p in tmp_path.iterdir())
-        synced.append((fd, stat.S_ISDIR(os.fstat(fd).st_mode), os.fstat(fd).st_size, names))
-        real(fd)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    StateFile(path).save(Memory(counter=5))
-    (_, is_folder, size, before), (folder, folder_too, _, after) = synced
-    assert (is_folder, size, before) == (False, path.stat().st_size, ["memory.json.new"])
-    assert (folder_too, after) == (True, ["memory.json"])
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(folder)
-
-
-def test_a_slow_disk_keeps_back_permits_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = threading.Event()
-    synced = os.fsync
-
-    def slow(file: int) -> None:
-        assert disk.wait(60)
-        synced(file)
-
-    monkeypatch.setattr(os, "fsync", slow)
-    file = StateThread(tmp_path / "memory.json")
-    assert file.saved
-    file.save(Memory(counter=1))  # returns at once
-    assert not file.saved
-    file.save(Memory(counter=2))
-    file.save(Memory(counter=3))
-    disk.set()
-    file.close()
-    assert (file.saved, file.failure) == (True, None)
-    assert StateFile(file.path).load() == Memory(counter=3)
-
-
-def test_a_disk_that_fails_later_is_told(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("", encoding="utf-8")
-    file = StateThread(tmp_path / "taken" / "memory.json")
-    file.save(Memory())
-    file.close()
-    assert isinstance(file.failure, NotADirectoryError | FileExistsError)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "fields": {"0": {"counts": 1, "moon": 2}}}', "\x00"]
-)
-def test_a_damaged_memory_is_refused_by_name(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "memory.json"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(BadInput, match=r"memory\.json.*physicist"):
-        StateFile(path).load()
-
-
-def test_a_memory_of_another_shape_is_refused(tmp_path: Path) -> None:
-    file = StateFile(tmp_path / "memory.json")
-    file.save(Memory())
-    stored = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
-    (tmp_path / "memory.json").write_text(json.dumps({**stored, "moon": 1}), encoding="utf-8")
-    with pytest.raises(BadInput):
-        file.load()

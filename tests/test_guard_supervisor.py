@@ -109,6 +109,15 @@ def test_a_field_is_armed_with_frames_only(silent_ms: float, latched: str) -> No
     assert never.latched == "GUARD_FRAMES"
 
 
+def test_it_says_how_old_the_newest_frame_is() -> None:
+    talk = Talk()
+    talk.turn()
+    assert talk.mind.frame_age_ns(talk.now_ns) > 3600 * 1000 * MS  # there was none
+    talk.pass_ms(1)
+    talk.pass_ms(3, silent=True)
+    assert talk.mind.frame_age_ns(talk.now_ns) == 3 * MS
+
+
 def test_without_a_memory_nothing_is_permitted(tmp_path: Path) -> None:
     (tmp_path / "memory.json.new").mkdir()  # where it would be written
     talk = Talk(tmp_path / "memory.json").armed()

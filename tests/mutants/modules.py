@@ -71,7 +71,12 @@ GROUPS = {
             "interlocks/guard_state.py",
             "interlocks/guard_numbers.py",
         ),
-        ("tests/test_guard_judge.py", "tests/test_guard_plan.py", "tests/test_guard_numbers.py"),
+        (
+            "tests/test_guard_judge.py",
+            "tests/test_guard_plan.py",
+            "tests/test_guard_state.py",
+            "tests/test_guard_numbers.py",
+        ),
     ),
     "guard_wires": Group(
         False, ("drivers/wires/guard_link.py",), ("tests/test_guard_link.py",), ("", "encode", "decode")
@@ -92,7 +97,7 @@ GROUPS = {
             "tests/test_guard_account.py",
         ),
     ),
-    "guard_turn": Group(False, ("interlocks/guard.py",), ("tests/test_guard_turn.py",)),
+    "guard_turn": Group(False, ("interlocks/guard.py",), ("tests/test_guard_turn.py", "tests/test_guard_links.py")),
     "delivery": Group(
         False,
         (
