@@ -28,6 +28,8 @@ PARTICLE = {"1H": (1, 1, 938.27208943, 34.44), "12C": (12, 6, 11174.86, 34.71)}
 EXTRAPOLATED = {"1H": 60.0, "12C": 80.0}
 """Below this energy (MeV/u) the controller's fit of the stopping power extrapolates, by up to 0.21 % at 55 MeV/u."""
 EXTRAPOLATED_AGREEMENT = 0.003
+LEAST_MEV_U, MOST_MEV_U = 1.0, 1000.0
+"""No treatment has an energy beyond these; far below, Bethe's formula gives nothing that is a number."""
 COUNT = 1e-6
 """Relative: what lies nearer is equal, where numbers went through text."""
 
@@ -82,7 +84,7 @@ def recombination(site: Site, rate_per_s: float) -> float:
 
 
 def expected_fields(site: Site, plan: PlannedDelivery) -> tuple[ExpectedField, ...]:
-    """Numbers of all fields. Raises `Refused` for a machine that the site does not have."""
+    """Numbers of all fields. Raises `Refused` for a machine that the site does not have, or an energy that none has."""
     return tuple(_expected_field(site, field) for field in plan.fields)
 
 
@@ -91,6 +93,11 @@ def _expected_field(site: Site, field: PlannedField) -> ExpectedField:
     layers = []
     first = 1
     for layer in field.layers:
+        if not LEAST_MEV_U <= layer.energy_mev_u <= MOST_MEV_U:
+            raise Refused(
+                f"guard: beam {field.number}: a layer of {layer.energy_mev_u:g} MeV/u; "
+                f"wanted {LEAST_MEV_U:g} to {MOST_MEV_U:g}, as treatments have"
+            )
         particles = layer.meterset * (_per_mu(machine, layer) if field.unit == "MU" else 1.0)
         counts = particles * counts_per_particle(site, field.ion, layer.energy_mev_u)
         layers.append(ExpectedLayer(layer.energy_mev_u, first, layer.visits, particles, counts))

@@ -99,6 +99,13 @@ def test_long_text_is_cut_and_stays_readable() -> None:
     assert got.message == Reset("x" * 64, "y" * 160)
 
 
+def test_a_name_whose_bytes_are_no_text_is_said_as_far_as_it_can_be() -> None:
+    name = b"plan\xff.dcm".decode(errors="surrogateescape")  # as a path or an argument comes
+    got = decode(encode(Envelope(0, 1, Reset("anna", name)), KEY), KEY)
+    assert got is not None
+    assert got.message == Reset("anna", "plan?.dcm")
+
+
 @settings(deadline=None)  # the first call compiles
 @given(st.binary(min_size=16, max_size=16), st.binary(min_size=56, max_size=56))
 def test_plain_and_compiled_permits_have_the_same_mac(key: bytes, data: bytes) -> None:

@@ -51,6 +51,22 @@ def test_particles_are_particles_and_a_raster_file_names_no_machine() -> None:
     assert [one.particles for one in field.layers] == [2.0, 3.0]
 
 
+@pytest.mark.parametrize(("energy", "refused"), [(1.0, False), (1000.0, False), (0.999, True), (1000.1, True)])
+def test_an_energy_that_no_treatment_has_is_refused_before_it_is_reckoned_with(energy: float, refused: bool) -> None:
+    plan = planned(layers=(PlannedLayer(energy, 10, 2.0),))
+    if refused:
+        with pytest.raises(Refused, match="MeV/u; wanted 1 to 1000"):
+            expected_fields(SITE, plan)
+    else:
+        assert expected_fields(SITE, plan)[0].layers[0].counts_2 > 0.0
+
+
+@pytest.mark.parametrize("energy", [1e-320, 1e-10, 1e300])
+def test_an_energy_that_has_no_stopping_power_is_refused_too(energy: float) -> None:
+    with pytest.raises(Refused):
+        expected_fields(SITE, planned(layers=(PlannedLayer(energy, 10, 2.0),)))
+
+
 def test_a_gantrys_port_is_always_the_same() -> None:
     site = load_site("proton-gantry")
     name = next(n for n, machine in site.treatment_machines.items() if machine.ion == "1H")

@@ -167,6 +167,52 @@ def test_an_energy_that_is_none_is_refused(tmp_path: Path, energy: str) -> None:
         layers_of(with_meterset(tmp_path / "plan.dcm", 1001.0, edit))
 
 
+@pytest.mark.parametrize("energy", [b"inf  ", b"1e400", b"nan  "])
+def test_an_energy_without_bounds_is_refused_also_where_a_file_can_say_it(tmp_path: Path, energy: bytes) -> None:
+    path = with_meterset(tmp_path / "plan.dcm", 1001.0)
+    data = path.read_bytes()
+    assert data.count(b"250.0") > 0
+    path.write_bytes(data.replace(b"250.0", energy))
+    with pytest.raises(BadInput, match="energy or a weight"):
+        layers_of(path)
+
+
+def test_whatever_a_damaged_file_makes_pydicom_raise_the_file_is_refused_by_name(tmp_path: Path) -> None:
+    def weightless(beam: Any) -> None:
+        beam.FinalCumulativeMetersetWeight = 0.0
+
+    path = with_meterset(tmp_path / "plan.dcm", 1001.0, weightless)
+    with pytest.raises(BadInput, match=r"plan\.dcm.*ZeroDivisionError"):
+        layers_of(path)
+    data = with_meterset(path, 1001.0).read_bytes()
+    energy, weights = b"\x0a\x30\x14\x01DS", b"\x0a\x30\x96\x03FL\x04\x00"
+    for old, new, raised in (
+        (energy, energy[:-1] + b"&", "NotImplementedError"),
+        (weights, weights.replace(b"FL", b"FD"), "BytesLengthException"),
+    ):
+        assert old in data
+        path.write_bytes(data.replace(old, new))
+        with pytest.raises(BadInput, match=rf"plan\.dcm.*{raised}"):
+            layers_of(path)
+
+
+@pytest.mark.parametrize(
+    ("group", "refused"),
+    [(2147483647, False), (-2147483648, False), (2147483648, True), (-2147483649, True)],
+)
+def test_a_fraction_group_that_no_message_can_name_is_refused(tmp_path: Path, group: int, refused: bool) -> None:
+    plan = make_plan([ONE], groups={1: {1: 1001.0}})
+    element = plan.FractionGroupSequence[0]["FractionGroupNumber"]
+    element.VR, element._value = "SH", str(group)  # pydicom writes no such integer string
+    path = write_plan(tmp_path / "plan.dcm", plan)
+    path.write_bytes(path.read_bytes().replace(b"\x0a\x30\x71\x00SH", b"\x0a\x30\x71\x00IS"))
+    if refused:
+        with pytest.raises(BadInput, match=r"plan\.dcm.*32 bits"):
+            layers_of(path)
+    else:
+        assert read_plan(path, fraction_group=group, gantry_deg=0.0).fraction_group == group
+
+
 @pytest.mark.parametrize("weights", [[3.0, -1.0], [math.nan, 1.0], [math.inf, 1.0]])
 def test_a_weight_that_is_none_is_refused(tmp_path: Path, weights: list[float]) -> None:
     plan = make_plan([BeamSpec(layers=[LayerSpec(250.0, [(0.0, 0.0, 1.0), (2.0, 0.0, 1.0)])])])

@@ -135,6 +135,14 @@ def test_it_turns_five_times_in_the_chains_time_out(
     assert Room(monkeypatch, longest_turn_s=longest_s).guard.turn_s == pytest.approx(turn_s)
 
 
+def test_it_knows_how_often_it_turned_and_how_long_the_longest_turn_was(room: Room) -> None:
+    room.turn(5.0)
+    assert (room.guard.turns, room.guard.longest_ns) == (1, 0)  # before it there was none
+    for ms in (1.0, 7.0, 2.0):
+        room.turn(ms)
+    assert (room.guard.turns, room.guard.longest_ns) == (4, 7 * MS)
+
+
 def test_a_site_without_a_guard_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refused, match="no \\[guard\\] table"):
         Room(monkeypatch, site=SITE.model_copy(update={"guard": None}))

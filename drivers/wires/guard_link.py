@@ -141,10 +141,13 @@ class Envelope(NamedTuple):
 
 
 def encode(envelope: Envelope, key: bytes) -> bytes:
-    """One datagram. Raises `struct.error` for numbers that do not fit; text that is too long is cut."""
+    """One datagram. Raises `struct.error` for numbers that do not fit.
+
+    Text that is too long is cut, and what of it is none (bytes of a file's name that are no UTF-8) becomes "?".
+    """
     number = _NUMBERS[type(envelope.message)]
     layout = _KINDS[number][1]
-    values = [v.encode() if isinstance(v, str) else v for v in envelope.message]
+    values = [v.encode(errors="replace") if isinstance(v, str) else v for v in envelope.message]
     length = _HEADER.size + layout.size + MAC_BYTES
     head = _HEADER.pack(GUARD_MAGIC, GUARD_VERSION, number, length, envelope.session, envelope.sequence)
     body = head + layout.pack(*values)
