@@ -20,6 +20,7 @@ from controller.delivery.confirming import confirm, require_confirmation
 from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
 from controller.delivery.integrity import what_changed
+from controller.delivery.one_stop import OneStop
 from controller.delivery.programs import build_programs
 from controller.delivery.reconcile import bring_to_rest, reconcile
 from controller.delivery.roles import demand_reset_role
@@ -59,9 +60,11 @@ class Treatment:
         self._tasks: list[asyncio.Task[None]] = []
         self._fields = list(range(len(run.plan.fields)))
         """Indexes of the fields that are not yet done."""
+        self._delivering: Sequence[LayerProgram] = ()
+        """Layers of the field that is being delivered: what the rings may hold rows of."""
         self._connected = False
-        self._stopping = False
-        self._busy = ""
+        self._prepared = False
+        self._stop = OneStop(run.stop, self._group, self._stop_in_order)
         self._ended = False
 
     async def __aenter__(self) -> Treatment:
@@ -71,13 +74,22 @@ class Treatment:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
         try:
-            await self._group.__aexit__(kind, error, trace)
+            await self._leave()
         finally:
-            if self._connected:
-                await close_devices(self.run.devices)
+            for task in self._tasks:
+                task.cancel()
+            try:
+                await self._group.__aexit__(kind, error, trace)
+            finally:
+                if self._connected:
+                    await close_devices(self.run.devices)
+
+    async def _leave(self) -> None:
+        """Nobody is left to command: a stop that is under way comes to its end, and nothing stays armed."""
+        await self._stop.settled()
+        if self.run.path.permitting:
+            await beam_off(self.run)
 
     @property
     def fields_left(self) -> int:
@@ -109,6 +121,8 @@ class Treatment:
         if run.stop.is_set():
             raise Refused(self._why())
         run.go(Event.PREPARE)
+        self._prepared = True
+        self._tasks.append(self._stop.watch())
 
     async def _prepare(self) -> None:
         run = self.run
@@ -233,8 +247,8 @@ class Treatment:
         run = self.run
         self._not_ended()
         follow(run.state, Event.ARM)
-        if self._busy:
-            raise Refused(f"not confirmed: {self._busy} is under way")
+        if self._stop.busy:
+            raise Refused(f"not confirmed: {self._stop.busy} is under way")
         confirm(run, operator, field, self._next_field, patient_ok=patient_ok, position_ok=position_ok)
 
     def _verify_sources(self) -> None:
@@ -258,11 +272,13 @@ class Treatment:
         run.go(Event.BEAM_ON)
         index = self._next_field
         programs = [p for p in run.programs[index] if len(p.visits)]
+        self._delivering = programs
         if programs:
-            await self._or_stop(deliver_layers(run, self.ledger, programs), "delivery", programs)
-        await self._or_stop(self._close_field(index), "end of field", programs)
+            await self._or_stop(deliver_layers(run, self.ledger, programs), "delivery")
+        await self._or_stop(self._close_field(index), "end of field")
         while run.state is State.INTERRUPTED:  # a pause that came too late to hold anything still wants its resume
-            await self._or_stop(self._wait_resumed(), "pause", programs)
+            await self._or_stop(self._wait_resumed(), "pause")
+        self._delivering = ()
         self._fields.pop(0)
         run.go(Event.COMPLETE if self.fields_left == 0 else Event.FIELD_DONE)
 
@@ -283,13 +299,8 @@ class Treatment:
         Raises `UndefinedTransition`, also after the treatment has ended.
         """
         self._not_ended()
-        if self._busy:
-            raise UndefinedTransition(f"{what}: not now, {self._busy} is under way")
-        self._busy = what
-        try:
+        with self._stop.alone(what):
             yield
-        finally:
-            self._busy = ""
 
     def _not_ended(self) -> None:
         if self._ended:
@@ -298,7 +309,7 @@ class Treatment:
     async def _or_stop_at_once(self, event: Event) -> None:
         """Refuse a command that the state does not know; what was stopped since the last one stays stopped."""
         if self.run.stop.is_set():
-            await self._stopped([])
+            await self._stopped()
         follow(self.run.state, event)
 
     async def _race(self, work: Coroutine[Any, Any, None], what: str) -> list[BaseException]:
@@ -316,7 +327,7 @@ class Treatment:
             await asyncio.wait((task, stop))
         return _leaves(asyncio.CancelledError() if task.cancelled() else task.exception())
 
-    async def _or_stop(self, work: Coroutine[Any, Any, None], what: str, programs: Sequence[LayerProgram] = ()) -> None:
+    async def _or_stop(self, work: Coroutine[Any, Any, None], what: str) -> None:
         """Do the work unless a trip or an abort comes first; a device's failure is a trip."""
         run = self.run
         try:
@@ -331,7 +342,7 @@ class Treatment:
         if defect is not None:
             await beam_off(run)
             raise defect
-        await self._stopped(programs)
+        await self._stopped()
 
     def _name_failure(self, failure: list[BaseException], what: str) -> BaseException | None:
         """Latch what the work failed of; returns what no interlock has a name for."""
@@ -352,23 +363,19 @@ class Treatment:
         first = self.run.latch.first_out
         return "stopped" if first is None else first.message()
 
-    async def _stopped(self, programs: Sequence[LayerProgram]) -> None:
-        self._stopping = True
-        try:
-            await self._stop_in_order(programs)
-        finally:
-            self._stopping = False
+    async def _stopped(self) -> None:
+        await self._stop.done()
         raise Stopped(self._why())
 
-    async def _stop_in_order(self, programs: Sequence[LayerProgram]) -> None:
+    async def _stop_in_order(self) -> None:
         run = self.run
         await beam_off(run)
         run.layer_runs(False)
         # the last frames after beam-off still belong to the log
         await asyncio.sleep(0.02)
         self._drain()
-        if programs:
-            await book_what_was_delivered(run, self.ledger, programs, self._next_field)
+        if self._delivering or not self.ledger.settled:
+            await book_what_was_delivered(run, self.ledger, self._delivering, self._next_field)
         try:
             await run.journal.sync()
         except JournalDiskError as error:
@@ -430,7 +437,7 @@ class Treatment:
         run = self.run
         self._not_ended()
         follow(run.state, Event.RESET)
-        if self._stopping:
+        if not self._stop.over:
             raise Refused("not reset: the treatment is still being stopped; wait for its end")
         if not operator.strip() or not reason.strip():
             raise Refused("a reset needs a named operator and a reason")
@@ -450,6 +457,8 @@ class Treatment:
         """Close the part in the journal."""
         run = self.run
         self._ended = True
+        if self._prepared and (run.stop.is_set() or run.path.permitting):
+            await self._stop.done()
         self._drain()
         run.journal.end(
             now_ns(),
