@@ -28,7 +28,7 @@ from controller.dose.sender import make_datagram
 from controller.dose.tape import TAPE, Tape, bad_datagrams, note_control, note_frame, note_silence, turns_done
 from controller.guard_in_room import RoomGuardWires
 from controller.machine.program import LayerProgram
-from controller.played_faults import OwnFaults
+from controller.played_faults import Bedside, OwnFaults
 from controller.record.truth import truth_figures
 from drivers.compiled import array_at, compiled
 from drivers.errors import BadInput
@@ -235,6 +235,10 @@ class RunPlaces:
         return 1 + begun[-1] if begun else 0
 
 
+def _at_bedside(action: Action) -> bool:
+    return (action.kind, action.how) == ("operator", "confirms")
+
+
 class VirtualWorld:
     """A `drivers.wires.virtual_loop.World` around one simulated room and the controller's real-time path."""
 
@@ -254,10 +258,14 @@ class VirtualWorld:
         self._guard = RoomGuardWires(self._guard_permit)
         self.lines = DatagramFaults()
         self._own_faults: OwnFaults | None = None
+        self._bedside = Bedside()
+        self._looked_at = False
+        """A scenario has something to find at the bedside."""
         self._lies: list[Action] = []
         """Of a controller that is defective from its beginning."""
         self._ahead_ns = 0
         self.room.player.outside = self._outside
+        self.room.player.moment = self._moment
         self._latency_ns = round(site.simulation.datagram_latency_us * 1000)
         self._frame_end_ns = 0
         self._find_memories()
@@ -325,6 +333,8 @@ class VirtualWorld:
     @asynccontextmanager
     async def serve(self, faults: Iterable[Fault]) -> AsyncIterator[MonitorPath]:
         """Serve the room on the running virtual loop; yields the controller's real-time path."""
+        faults = tuple(faults)
+        self._looked_at = any(_at_bedside(action) for fault in faults for action in fault.actions)
         self.path = MonitorPath(self.site, self.monitor)
         self.path.guard_wires = self._guard
         async with self.room.serve():
@@ -350,6 +360,8 @@ class VirtualWorld:
         for action in self._lies:
             self._own_faults.host(action.how, action.settings)
         self.room.player.plan = RunPlaces(run)
+        if self._looked_at:
+            run.look = self._bedside.look
 
     def wait_idle(self, seconds: float) -> None:
         """Before the run: so long nobody used the room, devices on; their counters counted their pedestals."""
@@ -372,6 +384,12 @@ class VirtualWorld:
         self.path.guard_wires = self._guard
         return self.path
 
+    async def _moment(self, fault: Fault) -> None:
+        """Wait for what a fault of the bedside is about: that somebody looks."""
+        for action in fault.actions:
+            if _at_bedside(action):
+                await self._bedside.find(str(action.settings["what"]))
+
     def _outside(self, fault: Fault, action: Action) -> Callable[[], None] | None:
         """Faults of what lies between room and controller, of the controller's host, and of its operator."""
         if action.kind in ("frames", "permits"):
@@ -379,6 +397,8 @@ class VirtualWorld:
         if action.how == "guard_killed":
             self._guard.dead = True
             return None
+        if _at_bedside(action):
+            return None  # it was found, at its moment
         if action.how in STALLS:
             self._stall(action.how, round(float(action.settings["ms"]) * 1e6))
             return None

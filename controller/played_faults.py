@@ -15,7 +15,7 @@ from typing import Any
 
 from controller.commands import Commands
 from controller.delivery.run import Run
-from controller.delivery.states import State, UndefinedTransition
+from controller.delivery.states import UndefinedTransition
 from controller.record.disk import Disk
 from drivers.errors import Refused, Stopped
 from drivers.wires.guard_link import LayerLimits, Message, Session, Wish
@@ -88,6 +88,27 @@ class BrokenSink:
         raise ConnectionResetError(f"no broker any more: {topic_name}")
 
 
+class Bedside:
+    """Who looks at patient and position before each arming in a simulated room; a scenario says what is wrong."""
+
+    def __init__(self) -> None:
+        self._wrong: list[tuple[str, asyncio.Event]] = []
+
+    async def find(self, what: str) -> None:
+        """Find patient, position or field wrong at the next look; returns when that has come."""
+        looked = asyncio.Event()
+        self._wrong.append((what, looked))
+        await looked.wait()
+
+    def look(self, field: int, patient: str) -> tuple[int, str, bool]:
+        """What is found where `field` (from 0) and the plan's patient are wanted: field, patient, position is right."""
+        wrong = {what for what, _ in self._wrong}
+        for _, looked in self._wrong:
+            looked.set()
+        self._wrong.clear()
+        return field + ("field" in wrong), "somebody else" if "patient" in wrong else patient, "position" not in wrong
+
+
 class OwnFaults:
     """Plays faults of operator and host on one run."""
 
@@ -108,25 +129,7 @@ class OwnFaults:
         if how == "aborts":
             self._commands.abort(SIMULATED, "pressed in a scenario")
             return None
-        if how == "confirms":
-            task = asyncio.create_task(self._confirm(str(settings["what"])), name="operator confirms")
-            self._tasks.add(task)
-            return None
         raise RuntimeError(f"no operator does {how!r}")
-
-    async def _confirm(self, what: str) -> None:
-        """Whoever looks at the patient finds another one, or a position that is not right."""
-        run, report = self._run, self._commands.report
-        while run.state is State.CHECKED:  # nobody asks before the room is prepared
-            await asyncio.sleep(SOON_S)
-        known = "" if report is None or report.loaded is None else report.loaded.patient.id
-        field = max(0, run.tally.field_index) + (what == "field")
-        try:
-            self._commands.confirm(
-                SIMULATED, "somebody else" if what == "patient" else known, field, position_ok=what != "position"
-            )
-        except (Refused, UndefinedTransition) as error:
-            run.event("warning", text=f"operator: {error}")
 
     async def _command(self, name: str) -> None:
         commands = self._commands

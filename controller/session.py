@@ -269,6 +269,8 @@ async def _fields(commands: Commands, treatment: Treatment, order: Order) -> Out
         while treatment.fields_left:
             if not order.site.all_simulated:
                 await _confirm(commands, treatment, order)
+            elif treatment.run.look is not None:
+                await _confirm_as_played(commands, treatment, order)
             await commands.arm(order.operator, order.reason)
             await commands.beam_on(order.operator)
     except Stopped as error:
@@ -279,6 +281,17 @@ async def _fields(commands: Commands, treatment: Treatment, order: Order) -> Out
         commands.abort(order.operator, str(error))
         return Outcome("interrupted", str(error), Stopped.exit_status)
     return Outcome("completed")
+
+
+async def _confirm_as_played(commands: Commands, treatment: Treatment, order: Order) -> None:
+    """In a simulated room a scenario may play somebody who looks at the patient. Raises `Refused`, `Stopped`."""
+    await commands.set_up(order.operator)
+    run, report = treatment.run, commands.report
+    assert run.look is not None
+    assert report is not None
+    assert report.loaded is not None
+    field, patient, position_ok = run.look(run.tally.field_index, report.loaded.patient.id)
+    commands.confirm(order.operator, patient, field, position_ok=position_ok)
 
 
 async def _confirm(commands: Commands, treatment: Treatment, order: Order) -> None:

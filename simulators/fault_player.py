@@ -7,7 +7,7 @@ What lies outside the room (the controller's host, its operator) is handed to wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ NO_VISIT = 0
 
 Undo = Callable[[], None] | None
 Outside = Callable[[Fault, Action], Undo]
+Moment = Callable[[Fault], Awaitable[None]]
+"""Waits, at a fault's place, for what it is about where that only comes later; who waits in vain never fired."""
 
 
 class PlayedRoom(Protocol):
@@ -82,6 +84,7 @@ class FaultPlayer:
         self.played: list[Played] = []
         self.outside: Outside | None = None
         self.plan: PlanPlaces | None = None
+        self.moment: Moment | None = None
         self._field = 0
         self._token = 0
         self._layers: list[int] = []
@@ -177,6 +180,8 @@ class FaultPlayer:
             wait_s -= (self._now_ns() - (self._room.begun_ns or 0)) * 1e-9
         if wait_s > 0:
             await asyncio.sleep(wait_s)
+        if self.moment is not None:
+            await self.moment(fault)
         ramps = [action for action in fault.actions if is_ramp(action)]
         begun_ns = self._now_ns()
         played.fired_ns = begun_ns

@@ -163,6 +163,47 @@ def test_in_a_simulated_room_simulated_confirms_and_the_record_says_so(tmp_path:
     assert told == [("simulated", 0, True), ("simulated", 1, True)]
 
 
+WRONG_PATIENT = '[[fault]]\nname = "wrong_patient"\nwhat = "{what}"\nat = {{ {at} }}\n'
+NOT_THE_PATIENT = "not confirmed: this is not the patient of the plan"
+
+
+@pytest.mark.parametrize(
+    ("what", "at", "status", "ends", "said"),
+    [
+        ("patient", 'state = "prepared"', "refused", 3, NOT_THE_PATIENT),
+        ("position", 'state = "start"', "refused", 3, "not confirmed: the position is not right"),
+        ("patient", "field = 1, visit = 6", "interrupted", 4, NOT_THE_PATIENT),
+        ("field", 'state = "field_done"', "interrupted", 4, "not confirmed: field 3 is not the next one"),
+    ],
+)
+def test_a_wrong_patient_is_refused_before_the_first_field_and_stops_the_treatment_before_a_later_one(
+    what: str, at: str, status: str, ends: int, said: str, tmp_path: Path
+) -> None:
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=WRONG_PATIENT.format(what=what, at=at))
+    assert (delivery.outcome.status, delivery.outcome.exit_status) == (status, ends)
+    assert said in delivery.outcome.message or said in str(delivery.named("trip")[0])
+    looks = [e["passed"] for e in delivery.named("confirmation")]
+    done = [field["complete"] for field in delivery.summary["per_field"]]
+    if status == "refused":
+        assert looks == [False]
+        assert not any(done)
+        assert int(delivery.plant["particles"]) == 0
+    else:
+        assert looks == [True, False]
+        assert done == [True, False]
+        assert delivery.first_out == "OPERATOR_ABORT"
+    (played,) = delivery.world.played
+    assert played["fired_s"] is not None
+
+
+def test_a_wrong_patient_that_nobody_looks_at_any_more_never_fired(tmp_path: Path) -> None:
+    faults = WRONG_PATIENT.format(what="patient", at="field = 2, visit = 3")
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=faults)
+    assert delivery.outcome.status == "completed"
+    (played,) = delivery.world.played
+    assert played["fired_s"] is None
+
+
 def asked(typed: str) -> tuple[str, str, list[tuple[str, bool]]]:
     """Ask on a real terminal; returns how it ended, what was shown, and what was confirmed."""
     ours, theirs = pty.openpty()

@@ -88,9 +88,11 @@ class Run:
     set_ups: int = 0
     """Set-ups begun: a confirmation is for one."""
     confirmation: Confirmation | None = None
+    """Of patient and position, as given last; void with the next set-up."""
     confirmation_refused: bool = False
     """The last one given was: wrong patient, field or position. It stands until a right one is given."""
-    """Of patient and position, as given last; void with the next set-up."""
+    look: Callable[[int, str], tuple[int, str, bool]] | None = None
+    """A scenario's operator looks at the patient: field and patient's id as planned in; as found, and position, out."""
     field_confirmed: int | None = None
     """The field that was armed with a valid confirmation."""
     self_tests: dict[str, int] = field(default_factory=dict)
