@@ -27,6 +27,7 @@ from interlocks.numbers import (
     FIELD_DOSE_SECONDARY,
     HIGH_VOLTAGE_1,
     HIGH_VOLTAGE_2,
+    IDLE_CHARGE,
     LEASE_EXPIRED,
     MAGNET_READBACK,
     MONITORS_DISAGREE,
@@ -116,8 +117,9 @@ def judge_frame_1(m, delta, since_change, span_ns, t_ns, now_ns):
         latch(m, HIGH_VOLTAGE_1, 0.0, 0.0, t_ns, now_ns)
     if flags & FLAG_SATURATED != 0:
         latch(m, SATURATED, float(delta), 0.0, t_ns, now_ns)
-    # beam without request: seen by either monitor, since the request fell, for longer than the proof time in all
-    if s.flags_3 & FLAG_REQUEST != 0:
+    # beam without request: seen by either monitor, since the request fell, for longer than the proof time in all;
+    # a request for no visit is none
+    if s.flags_3 & FLAG_REQUEST != 0 and v.visit > 0:
         s.unasked_ns = -1
     elif (flags | s.flags_2) & FLAG_BEAM != 0:
         s.unasked_ns = s.unasked_ns + span_ns if s.unasked_ns >= 0 else 0
@@ -127,7 +129,7 @@ def judge_frame_1(m, delta, since_change, span_ns, t_ns, now_ns):
         # beam that flickers adds up; what noise shows now and then is forgotten, at an eighth of the pace
         s.unasked_ns = max(0, s.unasked_ns - (span_ns >> 3))
     judge_direction(m, delta, since_change, t_ns, now_ns)
-    field = dose_counts(m, s.counts_1, s.field_start_1, s.field_start_1_ns, s.quiet_counts_1, s.quiet_ns_1, t_ns)
+    field = float(s.counts_1 - s.field_start_1) - m.streams[1].base * float(t_ns - s.field_start_1_ns)
     if m.control.permit_on == 1 and field > limits.field_counts_1:
         latch(m, FIELD_DOSE_PRIMARY, field, limits.field_counts_1, t_ns, now_ns)
     if v.visit <= 0:
@@ -166,11 +168,30 @@ def judge_pedestal(m, counts, span_ns, t_ns, now_ns):
 
 
 @compiled
-def dose_counts(m, counts, start, start_ns, quiet_counts, quiet_ns, t_ns):
-    """Counts of a field or a visit so far, less the pedestal of its time (bounded by its own condition)."""
-    pedestal = float(quiet_counts) / float(quiet_ns) if quiet_ns > 0 else 0.0
+def judge_idle(m, stream, t_ns, now_ns):
+    """What an armed field counts while no beam is asked for, against its own pedestal: a leak below what frames show.
+
+    A pedestal that falls would hide as much, so either sign trips.
+    """
+    r = m.streams[stream]
+    limit = m.limits.idle_counts_1 if stream == 1 else m.limits.idle_counts_2
+    excess = float(r.idle_counts) - r.base * float(r.idle_ns)
+    if m.control.permit_on == 1 and abs(excess) > limit:
+        latch(m, IDLE_CHARGE, excess, limit, t_ns, now_ns)
+
+
+@compiled
+def bounded_pedestal(m, counts, span_ns):
+    """Counts per ns, within what PEDESTAL_HIGH lets pass."""
+    pedestal = float(counts) / float(span_ns) if span_ns > 0 else 0.0
     bound = m.limits.pedestal_per_s * 1e-9
-    return float(counts - start) - min(max(pedestal, -bound), bound) * float(t_ns - start_ns)
+    return min(max(pedestal, -bound), bound)
+
+
+@compiled
+def dose_counts(m, counts, start, start_ns, quiet_counts, quiet_ns, t_ns):
+    """Counts of a visit so far, less the pedestal of its time as last measured."""
+    return float(counts - start) - bounded_pedestal(m, quiet_counts, quiet_ns) * float(t_ns - start_ns)
 
 
 @compiled_inline
@@ -186,7 +207,7 @@ def judge_frame_2(m, delta, since_change, t_ns, now_ns):
     if flags & FLAG_TRIPPED != 0:
         latch(m, BACKUP_TRIPPED, 0.0, 0.0, t_ns, now_ns)
     judge_direction(m, delta, since_change, t_ns, now_ns)
-    field = dose_counts(m, s.counts_2, s.field_start_2, s.field_start_2_ns, s.quiet_counts_2, s.quiet_ns_2, t_ns)
+    field = float(s.counts_2 - s.field_start_2) - m.streams[2].base * float(t_ns - s.field_start_2_ns)
     if m.control.permit_on == 1 and field > m.limits.field_counts_2:
         latch(m, FIELD_DOSE_SECONDARY, field, m.limits.field_counts_2, t_ns, now_ns)
     if v.visit > 0 and v.counts_2 >= 0:
@@ -234,13 +255,12 @@ def judge_frame_3(m, visit, t_ns, now_ns):
 
 @compiled
 def judge_sequence(m, visit, t_ns, now_ns):
-    """Only the visits of the armed layer, in order from its first; one may be passed over for each frame lost."""
+    """Only the visits of the armed layer, each once, in order; one may be passed over for each frame lost."""
     c = m.control
-    before = m.running.visit
     if visit == 0:
         return
-    skipped = visit > (before + 1 if before > 0 else c.first_visit) + m.running.lost
-    if visit < c.first_visit or visit > c.last_visit or visit < before or skipped:
+    following = max(m.state.begun + 1, c.first_visit)
+    if visit < following or visit > c.last_visit or visit > following + m.running.lost:
         latch(m, VISIT_SEQUENCE, float(visit), float(c.last_visit), t_ns, now_ns)
 
 

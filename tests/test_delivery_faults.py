@@ -8,8 +8,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from controller.campaign.truth_dose import truth_dose
+from controller.compose import ION_UNIT
 from drivers.errors import BadInput
 from simulators.faults import SLOW_DEVICES, load_faults
+from simulators.plant.state import ENG_DONE
 from simulators.room import Room
 from sites.loader import load_site
 from tests.delivery_rig import EXAMPLES, Delivery, counts_accounted, fault, run_delivery
@@ -217,3 +220,19 @@ def test_a_scenario_that_means_nothing_is_refused(text: str, message: str, tmp_p
 def test_positions_are_measured_for_every_spot_with_charge_enough(tmp_path: Path) -> None:
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t")
     assert np.isfinite(delivery.visits["x_mm"]).all()
+
+
+def test_a_leak_too_weak_for_any_frame_adds_up_in_an_operators_pause_and_ends_it(tmp_path: Path) -> None:
+    async def pauses(d: Delivery) -> None:
+        await d.until(lambda: d.run.tally.layer_index == 0 and d.plant["eng_state"] == ENG_DONE)
+        await d.commands.pause("simulated")
+        program = d.run.programs[0][1]
+        per_s = 600.0  # counts; PEDESTAL_HIGH lets 1,000 pass
+        d.world.room.plant.parameters["leak"] = per_s / (program.rate_per_s * program.counts_per_particle)
+        await d.until(lambda: d.run.latch.tripped, 60.0)
+
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", script=pauses, whole=False)
+    assert delivery.first_out == "IDLE_CHARGE"
+    dose = truth_dose(delivery.world.room.truths(), ION_UNIT, list(delivery.run.planned))
+    assert 0.05 < dose.worst_gy < 0.14
+    assert delivery.plant["beam_present"] == 0

@@ -79,7 +79,7 @@ OPERATORS_TO_RESET = {
 def test_what_a_condition_does_is_decided_and_not_drifted_into() -> None:
     rows = matrix().values()
     assert {c.id for c in rows if c.reset == "operator"} == OPERATORS_TO_RESET
-    assert {c.id for c in rows if c.escalate} == {"BEAM_WITHOUT_REQUEST", "PEDESTAL_HIGH"}
+    assert {c.id for c in rows if c.escalate} == {"BEAM_WITHOUT_REQUEST", "PEDESTAL_HIGH", "IDLE_CHARGE"}
     # before there is beam nothing needs to be dropped; all else drops at once, and latches
     assert {c.id for c in rows if c.action != "drop"} == {
         *("GUARD_PLAN", "GUARD_LIMITS", "GUARD_CORRECTIONS", "RECOMBINATION")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from controller.dose.integrator import handle_silence
+from controller.dose.path import PathTrip
 from drivers.flags import FLAG_BEAM, FLAG_CHAIN, FLAG_HV_OK, FLAG_MOVING, FLAG_REQUEST, FLAG_SATURATED, FLAG_TRIPPED
 from drivers.wires.frames import (
     SCAN_BEAM_ON_US,
@@ -25,6 +26,8 @@ from tests.plant_rig import CARBON, LATENCY_NS, TOKEN, monitor_path, programs_of
 
 PROGRAM = programs_of(CARBON, spots([(2.0 * k, 0.0, 2.0) for k in range(25)]))[0]
 TICKS = 63
+QUIET_TICKS = 103
+"""After a request: 10 ms, and what a row of the scan controller comes later."""
 """Ticks of a visit of PROGRAM at its rate."""
 
 Cause = Callable[[Script], object]
@@ -189,7 +192,35 @@ def flickering_beam(ticks: int, one_in: int) -> Cause:
     def cause(s: Script) -> None:
         for tick in range(ticks):
             s.flags[1] = s.flags[1] | FLAG_BEAM if tick % one_in == 0 else s.flags[1] & ~FLAG_BEAM
-            s.tick(add_1=5)
+            s.tick(add_1=4)
+
+    return cause
+
+
+def beam_for_no_visit(ticks: int) -> Cause:
+    """The engine asks for beam after the layer's last visit."""
+
+    def cause(s: Script) -> None:
+        s.deliver(1, TICKS)
+        s.begin(0)
+        s.beam(True)
+        s.tick(ticks, add_1=20, add_2=20)
+
+    return cause
+
+
+def idle_charge(stream: int, beyond: int) -> Cause:
+    """Charge below what a frame shows as beam, in the pause after a visit; the first 10 ms are the visit's tail."""
+
+    def cause(s: Script) -> None:
+        s.path.monitor.limits[f"idle_counts_{stream}"] = 300.0
+        s.deliver(1, TICKS)
+        s.begin(0)
+        s.tick(QUIET_TICKS)
+        s.tick(150, **{f"add_{stream}": 2})
+        s.tick(**{f"add_{stream}": beyond})
+        s.tick(20)
+        s.deliver(2, TICKS)  # whose first frames come before its request shows
 
     return cause
 
@@ -390,6 +421,9 @@ FIRES: list[tuple[int, str, Cause]] = [
     (numbers.BEAM_WITHOUT_REQUEST, "2.1 ms without a request", stray_beam(22)),
     (numbers.BEAM_WITHOUT_REQUEST, "2.1 ms of beam that flickers", flickering_beam(50, 2)),
     (numbers.BEAM_WITHOUT_REQUEST, "2.1 ms after a request", beam_after_request(22)),
+    (numbers.BEAM_WITHOUT_REQUEST, "2.2 ms of beam for no visit", beam_for_no_visit(24)),
+    (numbers.IDLE_CHARGE, "electrometer 1", idle_charge(1, 1)),
+    (numbers.IDLE_CHARGE, "electrometer 2", idle_charge(2, 1)),
     (numbers.SPOT_TIME, "1 us too long", beam_time(1)),
     (numbers.HIGH_VOLTAGE_1, "flag falls", flag(1, FLAG_HV_OK, False)),
     (numbers.HIGH_VOLTAGE_2, "flag falls", flag(2, FLAG_HV_OK, False)),
@@ -402,6 +436,9 @@ FIRES: list[tuple[int, str, Cause]] = [
     (numbers.VISIT_SEQUENCE, "after the layer's last", visits(1, 26)),
     (numbers.VISIT_SEQUENCE, "backwards", visits(1, 2, 1)),
     (numbers.VISIT_SEQUENCE, "one left out", visits(1, 3)),
+    (numbers.VISIT_SEQUENCE, "the same once more", visits(1, 0, 1)),
+    (numbers.VISIT_SEQUENCE, "the layer once more", visits(1, 2, 0, 1)),
+    (numbers.VISIT_SEQUENCE, "one left out after none", visits(1, 0, 3)),
     (numbers.VISIT_SEQUENCE, "far beyond the table", visits(1, 2**31)),
     (numbers.VISIT_SEQUENCE, "visit line stuck", stuck_visit_line(VISIT_APART_FRAMES)),
     (numbers.ENGINE_TRIPPED, "the engine says so", engine_trip),
@@ -444,6 +481,9 @@ DOES_NOT_FIRE: list[tuple[str, Cause]] = [
     ("a flicker of 1.75 ms in all", flickering_beam(40, 2)),
     ("beam shown by one frame in ten, for a tenth of a second", flickering_beam(1000, 10)),
     ("stray beam for 2 ms", stray_beam(21)),
+    ("beam for no visit for 1.9 ms", beam_for_no_visit(20)),
+    *((f"idle charge at its limit, monitor {k}", idle_charge(k, 0)) for k in (1, 2)),
+    ("a pause between visits", visits(1, 0, 2)),
     ("beam for 2 ms after a request", beam_after_request(21)),
     ("beam time at its limit", beam_time(0)),
     ("two frames outside the window", magnet(SCAN_X_PRIMARY_MA, 2, 1)),
@@ -499,6 +539,52 @@ def test_the_rest_of_a_visit_is_judged_with_its_end(script: Script) -> None:
     trip = script.tick()
     assert trip is not None
     assert (trip.number, trip.visit) == (numbers.SPOT_POSITION, 1)
+
+
+def without_beam(s: Script, ticks: int, every: int) -> PathTrip | None:
+    """A count of both monitors in one of so many ticks."""
+    for _ in range(ticks // every):
+        s.tick(every - 1)
+        s.tick(add_1=1, add_2=1)
+    return s.path.trip()
+
+
+def test_a_fields_pedestal_is_what_was_counted_before_it_and_not_what_is_counted_now(script: Script) -> None:
+    assert without_beam(script, 3000, 20) is None
+    script.path.load_field(next(iter(CARBON.treatment_machines.values())), [PROGRAM])
+    script.path.allow(1, 25)
+    script.path.monitor.limits["idle_counts_1"] = script.path.monitor.limits["idle_counts_2"] = 10.0
+    assert without_beam(script, 3000, 20) is None, "500 counts a second, as before the field"
+    trip = without_beam(script, 500, 10)
+    assert trip is not None, "1,000 counts a second, which PEDESTAL_HIGH lets pass"
+    assert (trip.number, trip.limit) == (numbers.IDLE_CHARGE, 10.0)
+    assert 10.0 < trip.value < 11.0
+
+
+def test_a_pedestal_that_falls_would_hide_a_leak(script: Script) -> None:
+    without_beam(script, 3000, 20)
+    script.path.load_field(next(iter(CARBON.treatment_machines.values())), [PROGRAM])
+    script.path.allow(1, 25)
+    script.path.monitor.limits["idle_counts_2"] = 10.0
+    trip = script.tick(240)
+    assert trip is not None
+    assert trip.number == numbers.IDLE_CHARGE
+    assert -11.0 < trip.value < -10.0
+
+
+def test_a_pedestal_that_rises_in_a_long_field_takes_nothing_from_what_the_field_has_got(script: Script) -> None:
+    limits = script.path.monitor.limits
+    limits["idle_counts_1"] = limits["idle_counts_2"] = 1e9
+    limits["field_counts_1"] = 1000.0
+    for _ in range(4):
+        script.beam(True)
+        script.tick(2, add_1=125)
+        script.beam(False)
+        script.tick(QUIET_TICKS)
+    assert script.path.trip() is None, "at its limit"
+    trip = without_beam(script, 3000, 12)
+    assert trip is not None
+    assert (trip.number, trip.value) == (numbers.FIELD_DOSE_PRIMARY, 1001.0)
 
 
 def test_every_number_has_a_cause_here() -> None:

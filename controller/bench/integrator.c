@@ -75,14 +75,27 @@ static void judge_pedestal(memory_t *m, int64_t counts, int64_t span_ns, int64_t
         latch(m, PEDESTAL_HIGH, per_s, m->limits.pedestal_per_s, t_ns, now_ns);
 }
 
+static void judge_idle(memory_t *m, int stream, int64_t t_ns, int64_t now_ns)
+{
+    const stream_t *r = &m->streams[stream];
+    double limit = stream == 1 ? m->limits.idle_counts_1 : m->limits.idle_counts_2;
+    double excess = (double)r->idle_counts - r->base * (double)r->idle_ns;
+    if (m->control.permit_on == 1 && fabs(excess) > limit)
+        latch(m, IDLE_CHARGE, excess, limit, t_ns, now_ns);
+}
+
+static double bounded_pedestal(const memory_t *m, int64_t counts, int64_t span_ns)
+{
+    double pedestal = span_ns > 0 ? (double)counts / (double)span_ns : 0.0;
+    double bound = m->limits.pedestal_per_s * 1e-9;
+    double bounded = pedestal > -bound ? pedestal : -bound;
+    return bounded < bound ? bounded : bound;
+}
+
 static double dose_counts(const memory_t *m, int64_t counts, int64_t start, int64_t start_ns, int64_t quiet_counts,
                           int64_t quiet_ns, int64_t t_ns)
 {
-    double pedestal = quiet_ns > 0 ? (double)quiet_counts / (double)quiet_ns : 0.0;
-    double bound = m->limits.pedestal_per_s * 1e-9;
-    double bounded = pedestal > -bound ? pedestal : -bound;
-    bounded = bounded < bound ? bounded : bound;
-    return (double)(counts - start) - bounded * (double)(t_ns - start_ns);
+    return (double)(counts - start) - bounded_pedestal(m, quiet_counts, quiet_ns) * (double)(t_ns - start_ns);
 }
 
 static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int64_t span_ns, int64_t t_ns,
@@ -96,7 +109,7 @@ static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int6
         latch(m, HIGH_VOLTAGE_1, 0.0, 0.0, t_ns, now_ns);
     if ((flags & FLAG_SATURATED) != 0)
         latch(m, SATURATED, (double)delta, 0.0, t_ns, now_ns);
-    if ((s->flags_3 & FLAG_REQUEST) != 0) {
+    if ((s->flags_3 & FLAG_REQUEST) != 0 && v->visit > 0) {
         s->unasked_ns = -1;
     } else if (((flags | s->flags_2) & FLAG_BEAM) != 0) {
         s->unasked_ns = s->unasked_ns >= 0 ? s->unasked_ns + span_ns : 0;
@@ -106,8 +119,7 @@ static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int6
         s->unasked_ns = larger(0, s->unasked_ns - (span_ns >> 3));
     }
     judge_direction(m, delta, since_change, t_ns, now_ns);
-    double field =
-        dose_counts(m, s->counts_1, s->field_start_1, s->field_start_1_ns, s->quiet_counts_1, s->quiet_ns_1, t_ns);
+    double field = (double)(s->counts_1 - s->field_start_1) - m->streams[1].base * (double)(t_ns - s->field_start_1_ns);
     if (m->control.permit_on == 1 && field > limits->field_counts_1)
         latch(m, FIELD_DOSE_PRIMARY, field, limits->field_counts_1, t_ns, now_ns);
     if (v->visit <= 0)
@@ -139,8 +151,7 @@ static void judge_frame_2(memory_t *m, int64_t delta, int64_t since_change, int6
     if ((flags & FLAG_TRIPPED) != 0)
         latch(m, BACKUP_TRIPPED, 0.0, 0.0, t_ns, now_ns);
     judge_direction(m, delta, since_change, t_ns, now_ns);
-    double field =
-        dose_counts(m, s->counts_2, s->field_start_2, s->field_start_2_ns, s->quiet_counts_2, s->quiet_ns_2, t_ns);
+    double field = (double)(s->counts_2 - s->field_start_2) - m->streams[2].base * (double)(t_ns - s->field_start_2_ns);
     if (m->control.permit_on == 1 && field > m->limits.field_counts_2)
         latch(m, FIELD_DOSE_SECONDARY, field, m->limits.field_counts_2, t_ns, now_ns);
     if (v->visit > 0 && v->counts_2 >= 0) {
@@ -192,11 +203,10 @@ static void judge_frame_3(memory_t *m, int64_t visit, int64_t t_ns, int64_t now_
 static void judge_sequence(memory_t *m, int64_t visit, int64_t t_ns, int64_t now_ns)
 {
     const control_t *c = &m->control;
-    int64_t before = m->running.visit;
     if (visit == 0)
         return;
-    int skipped = visit > (before > 0 ? before + 1 : c->first_visit) + m->running.lost;
-    if (visit < c->first_visit || visit > c->last_visit || visit < before || skipped)
+    int64_t following = larger(m->state.begun + 1, c->first_visit);
+    if (visit < following || visit > c->last_visit || visit > following + m->running.lost)
         latch(m, VISIT_SEQUENCE, (double)visit, (double)c->last_visit, t_ns, now_ns);
 }
 
@@ -647,6 +657,7 @@ static void begin_visit(memory_t *m, int64_t visit, int64_t t_ns, int64_t counts
 {
     visit_t *v = &m->running;
     v->visit = visit;
+    m->state.begun = larger(m->state.begun, visit);
     v->t_start_ns = t_ns;
     v->counts_1 = counts;
     memset(m->strip_sums, 0, sizeof m->strip_sums);
@@ -678,6 +689,27 @@ static void find_hot(memory_t *m, int64_t t_ns, int64_t now_ns)
     judge_strips(m, t_ns, now_ns);
 }
 
+static void integrate_idle(memory_t *m, int stream, int idle, int64_t delta, int64_t t_ns, int64_t now_ns)
+{
+    stream_t *r = &m->streams[stream];
+    if (!idle) {
+        r->idle_frames = 0;
+        r->idle_new = 0;
+        return;
+    }
+    r->idle_frames += 1;
+    r->idle_new += delta;
+    if (r->idle_frames % IDLE_BLOCK == 0) {
+        if (r->idle_frames > IDLE_BLOCK) {
+            r->idle_ns += IDLE_BLOCK * FRAME_NS;
+            r->idle_counts += r->idle_held;
+            judge_idle(m, stream, t_ns, now_ns);
+        }
+        r->idle_held = r->idle_new;
+        r->idle_new = 0;
+    }
+}
+
 static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
 {
     state_t *s = &m->state;
@@ -702,8 +734,9 @@ static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
     s->delta_2 = delta;
     int beam = (s->flags_1 & FLAG_BEAM) != 0;
     int requested = (s->flags_3 & FLAG_REQUEST) != 0;
-    int quiet = !beam && !requested && t_ns - s->request_off_ns > QUIET_NS;
-    if (quiet && !first) {
+    int idle = !requested && t_ns - s->request_off_ns > QUIET_NS;
+    integrate_idle(m, 1, idle && !first, delta, t_ns, now_ns);
+    if (idle && !beam && !first) {
         s->quiet_ns_1 += FRAME_NS;
         s->quiet_counts_1 += delta;
         if (s->quiet_ns_1 >= QUIET_KEPT_NS) {
@@ -775,8 +808,9 @@ static void integrate_2(memory_t *m, datagram d, int64_t now_ns)
     s->delta2_0 = s->delta2_1;
     s->delta2_1 = s->delta2_2;
     s->delta2_2 = delta;
-    if ((s->flags_2 & FLAG_BEAM) == 0 && (s->flags_3 & FLAG_REQUEST) == 0 && t_ns - s->request_off_ns > QUIET_NS &&
-        !first) {
+    int idle = (s->flags_3 & FLAG_REQUEST) == 0 && t_ns - s->request_off_ns > QUIET_NS;
+    integrate_idle(m, 2, idle && !first, delta, t_ns, now_ns);
+    if (idle && (s->flags_2 & FLAG_BEAM) == 0 && !first) {
         s->quiet_ns_2 += FRAME_NS;
         s->quiet_counts_2 += delta;
         if (s->quiet_ns_2 >= QUIET_KEPT_NS) {
@@ -851,7 +885,7 @@ static void integrate_3(memory_t *m, datagram d, int64_t now_ns)
     s->flags_3 = word_u32(d, 9);
     if ((s->flags_3_before & FLAG_REQUEST) != 0 && (s->flags_3 & FLAG_REQUEST) == 0)
         s->request_off_ns = t_ns;
-    if ((s->flags_3 & FLAG_REQUEST) != 0)
+    if ((s->flags_3 & FLAG_REQUEST) != 0 && m->running.visit > 0)
         s->unasked_ns = -1;
     s->row_flags |= s->flags_3;
     judge_frame_3(m, word_u32(d, 8), t_ns, now_ns);
@@ -877,6 +911,15 @@ static void start_field(memory_t *m)
     s->field_start_2 = s->frames_seen_2 == 1 ? s->counts_2 : -1;
     s->field_start_1_ns = m->streams[1].t_ns;
     s->field_start_2_ns = m->streams[2].t_ns;
+    m->streams[1].base = bounded_pedestal(m, s->quiet_counts_1, s->quiet_ns_1);
+    m->streams[2].base = bounded_pedestal(m, s->quiet_counts_2, s->quiet_ns_2);
+    for (int stream = 1; stream < 3; stream++) {
+        m->streams[stream].idle_ns = 0;
+        m->streams[stream].idle_counts = 0;
+        m->streams[stream].idle_frames = 0;
+        m->streams[stream].idle_new = 0;
+    }
+    s->begun = 0;
     s->particles_1 = 0.0;
     s->particles_2 = 0.0;
     s->visits = 0;

@@ -44,7 +44,7 @@ OTHER_CONSTANTS = (
     (frame_clock, ("FRAME_NS", "ROW_NS", "OFFSET_CREEP_NS", "SETTLE_NS", "SETTLE_FALL_NS")),
     (visits, ("QUALITY_NO_POSITION", "QUALITY_SATURATED", "QUALITY_FRAMES_LOST")),
     (log_row, ("NO_VALUE",)),
-    (integrator, ("QUIET_NS", "QUIET_KEPT_NS", "ACTION_NONE", "ACTION_PERMIT", "ACTION_DROP")),
+    (integrator, ("QUIET_NS", "QUIET_KEPT_NS", "IDLE_BLOCK", "ACTION_NONE", "ACTION_PERMIT", "ACTION_DROP")),
     (
         realtime,
         (

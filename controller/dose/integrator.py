@@ -36,9 +36,11 @@ from drivers.wires.frames import (
 from interlocks.numbers import CLOCK_DRIFT
 from interlocks.realtime import (
     PART_FRAMES,
+    bounded_pedestal,
     judge_frame_1,
     judge_frame_2,
     judge_frame_3,
+    judge_idle,
     judge_liveness,
     judge_part,
     judge_pedestal,
@@ -48,6 +50,8 @@ from interlocks.realtime import (
 
 QUIET_NS = 10_000_000
 """Frames this long after the last request, and without beam, make the pedestal."""
+IDLE_BLOCK = 10
+"""Frames (1 ms)."""
 QUIET_KEPT_NS = 4_000_000_000
 """The pedestal is that of the last two to four quiet seconds: it drifts, and a leak that begins late must show."""
 ACTION_NONE = 0
@@ -68,6 +72,14 @@ def start_field(m):
     s.field_start_2 = s.counts_2 if s.frames_seen_2 == 1 else -1
     s.field_start_1_ns = m.streams[1].t_ns
     s.field_start_2_ns = m.streams[2].t_ns
+    m.streams[1].base = bounded_pedestal(m, s.quiet_counts_1, s.quiet_ns_1)
+    m.streams[2].base = bounded_pedestal(m, s.quiet_counts_2, s.quiet_ns_2)
+    for stream in range(1, 3):
+        m.streams[stream].idle_ns = 0
+        m.streams[stream].idle_counts = 0
+        m.streams[stream].idle_frames = 0
+        m.streams[stream].idle_new = 0
+    s.begun = 0
     s.particles_1 = 0.0
     s.particles_2 = 0.0
     s.visits = 0
@@ -96,6 +108,25 @@ def clear_latch(m):
     s.reset_seen = m.control.reset
 
 
+@compiled
+def integrate_idle(m, stream, idle, delta, t_ns, now_ns):
+    """Charge while no beam is asked for. A request shows some frames after its beam: the last block never counts."""
+    r = m.streams[stream]
+    if not idle:
+        r.idle_frames = 0
+        r.idle_new = 0
+        return
+    r.idle_frames += 1
+    r.idle_new += delta
+    if r.idle_frames % IDLE_BLOCK == 0:
+        if r.idle_frames > IDLE_BLOCK:
+            r.idle_ns += IDLE_BLOCK * FRAME_NS
+            r.idle_counts += r.idle_held
+            judge_idle(m, stream, t_ns, now_ns)
+        r.idle_held = r.idle_new
+        r.idle_new = 0
+
+
 @compiled_inline
 def integrate_1(m, buffer, now_ns):
     """A frame of electrometer 1."""
@@ -120,8 +151,9 @@ def integrate_1(m, buffer, now_ns):
     s.delta_2 = delta
     beam = s.flags_1 & FLAG_BEAM != 0
     requested = s.flags_3 & FLAG_REQUEST != 0
-    quiet = not beam and not requested and t_ns - s.request_off_ns > QUIET_NS
-    if quiet and not first:
+    idle = not requested and t_ns - s.request_off_ns > QUIET_NS
+    integrate_idle(m, 1, idle and not first, delta, t_ns, now_ns)
+    if idle and not beam and not first:
         s.quiet_ns_1 += FRAME_NS
         s.quiet_counts_1 += delta
         if s.quiet_ns_1 >= QUIET_KEPT_NS:
@@ -188,12 +220,9 @@ def integrate_2(m, buffer, now_ns):
     s.delta2_0 = s.delta2_1
     s.delta2_1 = s.delta2_2
     s.delta2_2 = delta
-    if (
-        s.flags_2 & FLAG_BEAM == 0
-        and s.flags_3 & FLAG_REQUEST == 0
-        and t_ns - s.request_off_ns > QUIET_NS
-        and not first
-    ):
+    idle = s.flags_3 & FLAG_REQUEST == 0 and t_ns - s.request_off_ns > QUIET_NS
+    integrate_idle(m, 2, idle and not first, delta, t_ns, now_ns)
+    if idle and s.flags_2 & FLAG_BEAM == 0 and not first:
         s.quiet_ns_2 += FRAME_NS
         s.quiet_counts_2 += delta
         if s.quiet_ns_2 >= QUIET_KEPT_NS:
@@ -224,7 +253,7 @@ def integrate_3(m, buffer, now_ns):
     s.flags_3 = np.int64(buffer.u32[9])
     if s.flags_3_before & FLAG_REQUEST != 0 and s.flags_3 & FLAG_REQUEST == 0:
         s.request_off_ns = t_ns
-    if s.flags_3 & FLAG_REQUEST != 0:
+    if s.flags_3 & FLAG_REQUEST != 0 and m.running.visit > 0:
         s.unasked_ns = -1
     s.row_flags |= s.flags_3
     judge_frame_3(m, np.int64(buffer.u32[8]), t_ns, now_ns)

@@ -51,6 +51,8 @@ LIMIT_FIELDS: Fields = (
     ("field_counts_1", "f8", "counts of electrometer 1 for the whole field, at most"),
     ("field_counts_2", "f8", "counts of electrometer 2"),
     ("pedestal_per_s", "f8", "counts per second without beam, at most"),
+    ("idle_counts_1", "f8", "counts above the field's pedestal while no beam is asked for, at most"),
+    ("idle_counts_2", "f8", "counts of electrometer 2"),
     ("disagreement", "f8", "relative"),
     ("disagreement_counts", "f8", "counts from which on both are compared"),
     ("position_mean_mm", "f8", "mm at isocentre"),
@@ -96,6 +98,12 @@ STREAM_FIELDS: Fields = (
     ("late", "i8", "older than frame_age_ns on arrival (integrated, not permitted)"),
     ("window_start", "i8", "sequence at which the running second of loss counting began"),
     ("window_lost", "i8", "lost in it"),
+    ("base", "f8", "counts per ns without beam when the field began: its pedestal behind the closed stopper"),
+    ("idle_ns", "i8", "ns of the field while no beam was asked for, but for the first 10 ms and the last of each time"),
+    ("idle_counts", "i8", "counts in them"),
+    ("idle_frames", "i8", "frames since this time without request began to count"),
+    ("idle_held", "i8", "counts of the last whole block of them: it counts when the next one is whole, too"),
+    ("idle_new", "i8", "counts since that block"),
 )
 
 STATE_FIELDS: Fields = (
@@ -146,6 +154,7 @@ STATE_FIELDS: Fields = (
     ("quiet_counts_1", "i8", "counts in them"),
     ("quiet_ns_2", "i8", ""),
     ("quiet_counts_2", "i8", ""),
+    ("begun", "i8", "highest visit that has begun in the field"),
     ("measured", "i8", "rows ever written to the ring of measured visits"),
     ("rows", "i8", "rows ever written to the ring of log rows"),
     ("row_flags", "i8", "or of all flags since the last row"),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from controller.dose.memory import MEASURED_RING, ROW_RING, Monitor
 from controller.dose.strips import FRACTION_BITS
+from controller.machine.idle_charge import idle_limits
 from controller.machine.program import LayerProgram
 from drivers.contracts import SELF_TEST_VISIT
 from drivers.errors import Refused, SpotwiseError
@@ -167,6 +168,7 @@ class MonitorPath:
         if field_limits is None:
             field_limits = whole_field_limits(counts_1, counts_2, t)
         limits["field_counts_1"], limits["field_counts_2"] = field_limits
+        limits["idle_counts_1"], limits["idle_counts_2"] = idle_limits(programs)
         distance = strips.distance_mm
         limits["strip_scale_x"] = (machine.vsad_x_mm - distance) / machine.vsad_x_mm
         limits["strip_scale_y"] = (machine.vsad_y_mm - distance) / machine.vsad_y_mm
@@ -186,6 +188,7 @@ class MonitorPath:
         row["rate_limit"] = t.spot_dose_counts
         limits = self.monitor.limits
         limits["field_counts_1"], limits["field_counts_2"] = whole_field_limits(0.0, 0.0, t)
+        limits["idle_counts_1"] = limits["idle_counts_2"] = t.field_dose_counts
         self.allow(SELF_TEST_VISIT, SELF_TEST_VISIT)
         if self.recorder is not None:
             self.recorder.field_loaded(-1, SELF_TEST_VISIT)

@@ -46,6 +46,10 @@ class Channel:
     deltas: list[int] = field(default_factory=lambda: [0, 0, 0])
     quiet_ns: int = 0
     quiet_counts: int = 0
+    idle_blocks: list[int] = field(default_factory=list)
+    """Counts of each ms without request that ended before one, in this field."""
+    idle: list[int] = field(default_factory=list)
+    """Counts of each frame since the present time without request began."""
 
     def rate(self) -> float:
         """Counts per ns over the last three frames."""
@@ -225,6 +229,7 @@ class Listener(Protocol):
     def frame_integrated(self, frame: Frame, delta: int, before: Frame | None) -> None: ...
     def turn(self, now_ns: int) -> None: ...
     def quiet(self, counts: int, span_ns: int) -> None: ...
+    def idle(self, stream: int, counts: int) -> None: ...
     def strips_bad(self, bad: set[int]) -> None: ...
     def clock_moved(self, moved_ns: int) -> None: ...
 
@@ -323,8 +328,16 @@ class Integrator:
             if c.start_counts < 0:
                 c.start_counts = frame.counts
                 c.start_ns = frame.t_ns
-            quiet = not (frame.flags & FLAG_BEAM or self.flags(3) & FLAG_REQUEST)
-            if quiet and before is not None and frame.t_ns - self.request_off_ns > QUIET_NS:
+            idle = not self.flags(3) & FLAG_REQUEST and frame.t_ns - self.request_off_ns > QUIET_NS
+            if not idle or before is None:
+                c.idle = []
+            else:
+                c.idle.append(delta)
+                if len(c.idle) % 10 == 0 and len(c.idle) > 10:
+                    c.idle_blocks.append(sum(c.idle[-20:-10]))
+                    if self._listener is not None:
+                        self._listener.idle(frame.stream, sum(c.idle_blocks))
+            if idle and before is not None and not frame.flags & FLAG_BEAM:
                 c.quiet_ns += FRAME_NS
                 c.quiet_counts += delta
                 if c.quiet_ns >= 4_000_000_000:

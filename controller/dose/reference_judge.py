@@ -58,6 +58,7 @@ class Judge:
         self.permit_on = False
         self.first_out: FirstOut | None = None
         self._unasked_ns: int | None = None
+        self._begun = 0
         self._over_rate = self._off_window = self._apart = 0
         self._errors: list[tuple[float, float]] = []
 
@@ -82,13 +83,14 @@ class Judge:
         self._trip(numbers.DEVICE_RESTARTED, stream, 0.0)
 
     def visit_changes(self, before: Visit, visit: int) -> None:
-        """Only allowed visits, upwards, none passed over without a frame lost."""
+        """Only allowed visits, upwards, each once, none passed over without a frame lost."""
         if visit == 0:
             return
-        allowed = range(max(self.first_visit, before.id), self.last_visit + 1)
-        following = before.id + 1 if before.id > 0 else self.first_visit
-        if visit not in allowed or visit - following > before.lost:
+        allowed = range(self.first_visit, self.last_visit + 1)
+        following = max(self._begun + 1, self.first_visit)
+        if visit not in allowed or not 0 <= visit - following <= before.lost:
             self._trip(numbers.VISIT_SEQUENCE, visit, self.last_visit)
+        self._begun = max(self._begun, visit if visit < MAX_VISITS else 0)
 
     def turn(self, now_ns: int) -> None:
         """Silence."""
@@ -102,6 +104,12 @@ class Judge:
         per_s = abs(float(counts)) / float(span_ns) * 1e9
         if span_ns >= 200_000_000 and per_s > self._limit("pedestal_per_s"):
             self._trip(numbers.PEDESTAL_HIGH, per_s, self._limit("pedestal_per_s"))
+
+    def idle(self, stream: int, counts: int) -> None:
+        """Counts of the field without request; its pedestal is not known to this judge, and taken as none."""
+        limit = self._limit(f"idle_counts_{stream}")
+        if self.permit_on and abs(counts) > limit:
+            self._trip(numbers.IDLE_CHARGE, counts, limit)
 
     def strips_bad(self, bad: set[int]) -> None:
         """More than the site allows, in one plane."""
@@ -133,7 +141,7 @@ class Judge:
         if least < -self._limit("spot_dose_counts"):
             self._trip(numbers.COUNTS_BACKWARDS, least, -self._limit("spot_dose_counts"))
         channel = self.integrator.channels[frame.stream]
-        field = self._dose(frame, channel.start_counts, channel.start_ns)
+        field = frame.counts - channel.start_counts  # the field's pedestal: as in `idle`
         limit = self._limit(f"field_counts_{frame.stream}")
         if field > limit:
             self._trip(numbers.FIELD_DOSE_PRIMARY if first else numbers.FIELD_DOSE_SECONDARY, field, limit)
@@ -151,7 +159,7 @@ class Judge:
 
     def _unrequested(self, frame: Frame, span_ns: int) -> None:
         """Beam adds up from the fall of the request on; without beam it is forgotten at an eighth of the pace."""
-        if self.integrator.flags(3) & FLAG_REQUEST:
+        if self.integrator.flags(3) & FLAG_REQUEST and self.integrator.visit.id > 0:
             self._unasked_ns = None
         elif (frame.flags | self.integrator.flags(2)) & FLAG_BEAM:
             self._unasked_ns = 0 if self._unasked_ns is None else self._unasked_ns + span_ns
@@ -188,7 +196,7 @@ class Judge:
 
     def _scan(self, frame: Frame, flags_before: int) -> None:
         flags, words = frame.flags, frame.words
-        if flags & FLAG_REQUEST:
+        if flags & FLAG_REQUEST and self.integrator.visit.id > 0:
             self._unasked_ns = None
         if flags & FLAG_TRIPPED:
             self._trip(numbers.ENGINE_TRIPPED, words[SCAN_ENGINE_TRIP], 0.0)

@@ -121,6 +121,7 @@ def begin_visit(m, visit, t_ns, counts):
     """The trigger shows a new visit (0: none)."""
     v = m.running
     v.visit = visit
+    m.state.begun = max(m.state.begun, visit)
     v.t_start_ns = t_ns
     v.counts_1 = counts
     m.strip_sums[:] = 0

@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass
 
 from controller.machine.physics import IONS, JOULE_PER_MEV, range_water_cm
+from controller.machine.program import LayerProgram
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +55,8 @@ def peak_dose_gy_per_particle(ion: str, energy_mev_u: float, sigma_x_mm: float, 
     loss_mev_cm = IONS[ion].nucleons * loss_mev_u_cm
     area_cm2 = 2.0 * math.pi * (sigma_x_mm / 10.0) * (sigma_y_mm / 10.0)
     return loss_mev_cm * JOULE_PER_MEV / (area_cm2 * 1e-3)  # 1e-3 kg in a cm3 of water
+
+
+def peak_gy(program: LayerProgram) -> float:
+    """The same for the spots of a layer."""
+    return peak_dose_gy_per_particle(program.ion, program.energy_mev_u, program.sigma_x_mm, program.sigma_y_mm)

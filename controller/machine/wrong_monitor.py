@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.machine.overdose import peak_dose_gy_per_particle
+from controller.machine.overdose import peak_gy
 from controller.machine.program import LayerProgram
 from controller.machine.runaway import FRAME_S
 from sites.schema import Site
@@ -29,14 +29,10 @@ def wrong_monitor_excess_gy(site: Site, program: LayerProgram) -> Floats:
     wrong = site.dosimetry.secondary.gain_uncertainty * visits["expected_counts_2"]
     late = program.rate_per_s * (late_s(site) + FRAME_S) * program.counts_per_particle_2
     excess: Floats = visits["backup_counts"] - visits["expected_counts_2"] + wrong + late
-    return excess / program.counts_per_particle_2 * _peak_gy(program)
+    return excess / program.counts_per_particle_2 * peak_gy(program)
 
 
 def visit_dose_gy(program: LayerProgram) -> Floats:
     """Upper bound of each visit's planned dose (Gy) at its spot's centre, at the worst depth."""
-    dose: Floats = program.visits["particles"] * _peak_gy(program)
+    dose: Floats = program.visits["particles"] * peak_gy(program)
     return dose
-
-
-def _peak_gy(program: LayerProgram) -> float:
-    return peak_dose_gy_per_particle(program.ion, program.energy_mev_u, program.sigma_x_mm, program.sigma_y_mm)

@@ -196,6 +196,8 @@ def drive_request(plant, t_ns):
             wanted = 1
             if s.request == 0 and ((s.arrived_ns < 0 and p.step == 0) or t_ns - s.request_off_ns < p.tail_ns):
                 wanted = 0  # beam starts only with the magnets inside their window and the last tail collected
+    elif p.request_stuck == 1 and s.eng_state == ENG_DONE and s.spill_on == 1 and s.closed == 1:
+        wanted = 1
     if wanted == 1 and s.request == 0:
         s.eng_visit_stretches += 1
     if wanted == 0 and s.request == 1:
