@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,16 @@ def test_a_fraction_group_that_no_message_can_name_is_refused(tmp_path: Path, gr
             layers_of(path)
     else:
         assert read_plan(path, fraction_group=group, gantry_deg=0.0).fraction_group == group
+
+
+def test_what_pydicom_only_remarks_is_no_reason_even_where_warnings_are_errors(tmp_path: Path) -> None:
+    path = with_meterset(tmp_path / "plan.dcm", 1001.0)
+    data = path.read_bytes()
+    assert b"ISO_IR 192" in data
+    path.write_bytes(data.replace(b"ISO_IR 192", b"ISO_IR 999"))  # a character set that there is not
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert layers_of(path)
 
 
 @pytest.mark.parametrize("weights", [[3.0, -1.0], [math.nan, 1.0], [math.inf, 1.0]])

@@ -182,6 +182,15 @@ def test_a_reset_needs_a_named_person_and_a_reason(operator: str, reason: str, c
     assert (talk.latched == "") is cleared
 
 
+def test_nobody_resets_even_where_a_site_lists_an_empty_name() -> None:
+    nameless = SITE.model_copy(update={"operators": Operators(names=("anna", ""), physicists=("",))})
+    talk = Talk(site=nameless).armed()
+    talk.wish(field=1)
+    talk.wish(permit=0)
+    talk.reset("", "seen")
+    assert talk.latched == "GUARD_CONTROLLER"
+
+
 def test_what_is_reserved_to_a_physicist_an_operator_does_not_reset() -> None:
     talk = Talk(site=staffed()).running()
     talk.visit = 13
