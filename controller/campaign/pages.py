@@ -173,6 +173,7 @@ def reactions_page(s: Summary) -> str:
         condition = matrix()[name]
         first = f"| `{name}` | {condition.where} | {found['cases']} | {condition.budget_ms:g} | {found['within']} | "
         lines.append(f"{first}{cells} |")
+    lines += ["", *_beyond(s)]
     others = [name for name in matrix() if name not in s["by_condition"]]
     lines += [
         "",
@@ -191,6 +192,26 @@ def reactions_page(s: Summary) -> str:
         ),
     ]
     return "\n".join([*lines, ""])
+
+
+def _beyond(s: Summary) -> list[str]:
+    """Stops that took longer than the budget: each fault that caused one, and why its time is not the controller's."""
+    rows = [(name, fault, count) for name, c in s["by_condition"].items() for fault, count in c["beyond"].items()]
+    if not rows:
+        return ["Every stop was within its budget.", ""]
+    return [
+        "Stops beyond the budget. The clock starts with the time of the frame, or the end of the visit, that showed the "
+        "cause; where the fault itself keeps that back (late frames, a stream that has ended and whose half of a "
+        "visit is waited for, a controller that is dead and leaves the chain to its time-out), it is in the time:",
+        "",
+        "| condition | fault | stops beyond | longest, ms |",
+        "| --- | --- | ---: | ---: |",
+        *(
+            f"| `{name}` | {fault} | {count} | {s['by_condition'][name]['trip_to_open_ms']['max']:.4g} |"
+            for name, fault, count in rows
+        ),
+        "",
+    ]
 
 
 def write_pages(summary: Summary, folder: Path) -> None:

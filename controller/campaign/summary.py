@@ -98,9 +98,11 @@ def _fault(cases: Sequence[Case]) -> dict[str, Any]:
 
 def _condition(name: str, cases: Sequence[Case]) -> dict[str, Any]:
     reactions = [case["reaction"] for case in cases if case["reaction"] is not None]
+    beyond = [c for c in cases if c["reaction"] and c["reaction"]["trip_to_open_ms"] > matrix()[name].budget_ms]
     return {
         "cases": len(cases),
-        "within": sum(r["trip_to_open_ms"] <= matrix()[name].budget_ms for r in reactions),
+        "within": len(reactions) - len(beyond),
+        "beyond": _tally([case["fault"] for case in beyond]),
         "faults": sorted({case["fault"] for case in cases}),
         **{
             key: _spread([r[key] for r in reactions if r[key] is not None])
