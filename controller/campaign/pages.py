@@ -200,8 +200,8 @@ def _beyond(s: Summary) -> list[str]:
     if not rows:
         return ["Every stop was within its budget.", ""]
     return [
-        "Stops beyond the budget. The clock starts with the time of the frame, or the end of the visit, that showed the "
-        "cause; where the fault itself keeps that back (late frames, a stream that has ended and whose half of a "
+        "Stops beyond the budget. The clock starts with the time of the frame, or the end of the visit, that showed "
+        "the cause; where the fault itself keeps that back (late frames, a stream that has ended and whose half of a "
         "visit is waited for, a controller that is dead and leaves the chain to its time-out), it is in the time:",
         "",
         "| condition | fault | stops beyond | longest, ms |",
