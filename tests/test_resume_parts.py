@@ -133,6 +133,19 @@ def test_a_killed_treatments_pedestal_of_a_day_may_hide_dose_and_a_physicist_dec
     assert sorted(path.name for path in out.glob("record*.dcm")) == ["record-2.dcm", "record.dcm"]
 
 
+def test_a_guard_whose_memory_is_elsewhere_is_refused_and_it_is_said_what_to_do(killed: Path, tmp_path: Path) -> None:
+    """As where a guard of one's own supervised the first part, and has ended."""
+    out = again(killed, tmp_path)
+    (out / "guard-state.json").rename(tmp_path / "memory.json")
+    status, _, err = spotwise("resume", out)
+    assert status == 3
+    assert "GUARD_RETAINED" in err
+    assert "start that one again, with the --state that it had" in err
+    (tmp_path / "memory.json").replace(out / "guard-state.json")
+    assert spotwise("resume", out)[0] == 0
+    whole(out)
+
+
 def spoil(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Something else happened to the devices' rings than what the journal knows."""
     path = out / "room-state.npz"

@@ -35,6 +35,10 @@ from sites.schema import Site
 REPEAT_NS = 40_000_000
 AGREE_S = 5.0
 SAY_AGAIN_S = 1.0
+ANOTHER_GUARD = (
+    "; a guard remembers in a file of its own: where another one supervised the parts before (spotwise guard PLAN, "
+    "started by itself), start that one again, with the --state that it had, and resume then"
+)
 NOTHING = Wish(0, -1, -1, 0, 0, 0)
 
 
@@ -116,7 +120,10 @@ class GuardLink:
             self.listen(0)
             status = self.status
             if status is not None and status.condition:
-                raise Refused(f"the guard {'is latched' if status.state == LATCHED else 'refuses'}: {words(status)}")
+                raise Refused(
+                    f"the guard {'is latched' if status.state == LATCHED else 'refuses'}: {words(status)}"
+                    + (ANOTHER_GUARD if part > 1 and status.condition == "GUARD_RETAINED" else "")
+                )
             if status is not None and status.state == AGREED:
                 return
             if limit.remaining_s() <= 0:
