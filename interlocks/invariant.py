@@ -33,7 +33,7 @@ class Standing:
     self_tests: Mapping[str, int]
     """Device: boot nonce in which its self-test passed."""
     boot_nonces: Mapping[str, int]
-    """Device: boot nonce as last read."""
+    """Device: boot nonce as last read, where that is recent."""
     silent_streams: tuple[int, ...] | None
     """Streams without fresh frames: 1 and 2 the electrometers, 3 the scan controller; None: nobody has looked."""
     tripped: bool

@@ -6,7 +6,7 @@ own; nothing is ever assumed in its place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,21 @@ def judge(
         found.append(Violation("HOLD_TOO_LONG", hold_s, expected.hold_max_s, ""))
     if expected.holds_max > 0 and holds > expected.holds_max:
         found.append(Violation("HOLD_TOO_LONG", float(holds), float(expected.holds_max), "number of holds"))
+    return found
+
+
+def judge_identities(asked_ns: Mapping[str, int], names: Iterable[str], now_ns: int, limit_ns: int) -> list[Violation]:
+    """Whether each device said of late who it is; `asked_ns`: when it was asked for what it said last.
+
+    One that never said it, or said it in the future, is a violation as well.
+    """
+    found = []
+    for name in names:
+        if name not in asked_ns:
+            found.append(Violation("STATUS_STALE", None, None, f"identity of {name}: none at all"))
+        elif not 0 <= now_ns - asked_ns[name] <= limit_ns:
+            age_ms = (now_ns - asked_ns[name]) * 1e-6
+            found.append(Violation("STATUS_STALE", age_ms, limit_ns * 1e-6, f"identity of {name}"))
     return found
 
 

@@ -79,6 +79,8 @@ class Run:
     seen: dict[str, Seen] = field(default_factory=dict)
     identities: dict[str, Identity] = field(default_factory=dict)
     """As read last: who restarts has another boot nonce."""
+    identified_ns: dict[str, int] = field(default_factory=dict)
+    """When each device was asked for the identity that it gave last."""
     approved: bool = False
     """The check let the plan pass: approved, or explicitly allowed on a research site."""
     changed: tuple[str, ...] | None = None

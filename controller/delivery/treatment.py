@@ -19,6 +19,7 @@ from controller.delivery.account import Ledger
 from controller.delivery.confirming import confirm, require_confirmation
 from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
+from controller.delivery.identities import renew_identities
 from controller.delivery.integrity import what_changed
 from controller.delivery.one_stop import OneStop
 from controller.delivery.programs import build_programs
@@ -27,7 +28,7 @@ from controller.delivery.roles import demand_reset_role
 from controller.delivery.run import Run
 from controller.delivery.self_tests import test_monitors, test_stops
 from controller.delivery.setup import agree_with_guard, check_set_ups, set_up
-from controller.delivery.standing import AlreadyTripped, require_arming
+from controller.delivery.standing import AlreadyTripped, judge_room, require_arming
 from controller.delivery.states import TABLE, Event, State, UndefinedTransition, follow
 from controller.delivery.step_gate import step_gate
 from controller.delivery.stopping import beam_off, book_what_was_delivered
@@ -42,7 +43,6 @@ from controller.record.journal import JournalDiskError
 from controller.record.schema import VISIT_DTYPE
 from drivers.deadline import Deadline
 from drivers.errors import DeviceError, LinkLost, Refused, Stopped
-from interlocks.slow import judge
 
 PREPARE_S = 30.0
 HOLD_S = 2.0
@@ -132,7 +132,9 @@ class Treatment:
         check_set_ups(run)
         deadline = Deadline.after(PREPARE_S, "preparation")
         self._connected = True
+        asked_ns = now_ns()
         run.identities = await connect_devices(site, run.devices)
+        run.identified_ns = dict.fromkeys(run.identities, asked_ns)
         for name, identity in run.identities.items():
             run.event(
                 "device",
@@ -164,6 +166,7 @@ class Treatment:
         if rings.acknowledged < rings.results:
             rows = f"rows {rings.acknowledged} to {rings.results - 1}"
             run.event("warning", text=f"the rings hold {rows} that nobody acknowledged: another treatment was cut off")
+        await renew_identities(run, deadline)
         self._tasks = self.watch.start(self._group)
         await self.watch.ready(deadline)
         await test_stops(run, deadline)
@@ -442,7 +445,7 @@ class Treatment:
         if not operator.strip() or not reason.strip():
             raise Refused("a reset needs a named operator and a reason")
         demand_reset_role(run.site, operator, [*(t.id for t in run.latch.latched), *run.guard.latched])
-        still = judge(run.seen, run.expected, now_ns())
+        still = judge_room(run, now_ns())
         if still:
             causes = "; ".join(f"{found.id} {found.detail}".rstrip() for found in still)
             raise Refused(f"not reset: the cause is still there: {causes}")

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from controller.clock import now_ns
 from controller.delivery.account import Ledger
+from controller.delivery.identities import ask_identities
 from controller.delivery.run import Run
 from controller.delivery.seen import visits_from_frames
-from controller.delivery.standing import standing, trip_on
+from controller.delivery.standing import judge_room, standing, trip_on
 from controller.delivery.states import State
 from controller.dose.path import LEASE_DELIVERY, LEASE_INTERLOCKS, PathTrip, RingOverrun
 from controller.record.journal import JournalDiskError
@@ -28,14 +29,12 @@ from drivers.flags import FLAG_HOLD, FLAG_REQUEST, FLAG_SPILL
 from interlocks.conditions import by_number
 from interlocks.invariant import before_beam
 from interlocks.numbers import CHAIN_OPENED, COUNTS_BACKWARDS, MONITORS_DISAGREE
-from interlocks.slow import judge, judge_frames
+from interlocks.slow import judge_frames
 
 STREAMS = {1: "electrometer 1", 2: "electrometer 2", 3: "scan controller"}
 STOPPED_NS = 3_000_000
 """A stream this far behind the newest one has stopped, as far as words go; the path judges by permits.stale_ms."""
 JUDGE_S = 0.04
-IDENTIFY_S = 0.5
-"""Between two devices whose identity is asked for: each is asked once in some seconds."""
 DRAIN_S = 0.05
 SYNC_S = 1.0
 STOP_S = 3.0
@@ -77,7 +76,7 @@ class Watch:
             )
             for name, device in run.site.devices.items()
         ]
-        tasks.append(group.create_task(self._identities(), name="identities"))
+        tasks.append(group.create_task(ask_identities(run), name="identities"))
         tasks.append(group.create_task(self._interlocks(), name="interlocks"))
         tasks.append(group.create_task(self._drain(), name="journal"))
         tasks.append(group.create_task(self._news(), name="real-time news"))
@@ -127,21 +126,6 @@ class Watch:
             text = f"{name}: answers come that nobody asked for, late ones or repetitions; they are thrown away"
             self.run.event("warning", text=f"{text}. Check line and device")
 
-    async def _identities(self) -> None:
-        """A device that was power-cycled may answer as if nothing had happened: only its boot nonce tells."""
-        run = self.run
-        while True:
-            for name, device in run.site.devices.items():
-                await asyncio.sleep(IDENTIFY_S)
-                try:
-                    limit_s = max(device.request_timeout_ms, device.max_age_ms) * 1e-3
-                    got = await getattr(run.devices, name).identify(Deadline.after(limit_s, f"identity of {name}"))
-                except DeviceError:
-                    continue  # the polls judge whether a device answers, and how late
-                before, run.identities[name] = run.identities[name], got
-                if got != before:
-                    run.trip("DEVICE_RESTARTED", detail=f"{name}: another boot nonce, or another device")
-
     def _publish(self, name: str, simulated: bool, link: str, status: Any) -> None:
         values = {} if status is None else {f: getattr(status, f) for f in status.__slots__ if f != "t_ns"}
         age_ms = None if status is None else (now_ns() - status.t_ns) * 1e-6
@@ -168,7 +152,7 @@ class Watch:
             if run.state is State.INTERRUPTED and self.holds.since_ns is not None:
                 self.holds.since_ns = t_ns  # the operator's pause is no hold of the gate, and may last
             hold_s = 0.0 if self.holds.since_ns is None else (t_ns - self.holds.since_ns) * 1e-9
-            room = judge(run.seen, run.expected, t_ns, hold_s=hold_s, holds=self.holds.count)
+            room = judge_room(run, t_ns, hold_s=hold_s, holds=self.holds.count)
             trip_on(run, room)
             if run.path.permitting:
                 trip_on(run, judge_frames(run.path.newest_arrival_ns(), t_ns, silent_ns))
