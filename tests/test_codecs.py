@@ -33,6 +33,7 @@ from drivers.wires.permits import (
     key_words,
     permit_is_authentic,
     siphash24,
+    write_permit,
 )
 from drivers.wires.permits import decode as decode_permit
 from drivers.wires.permits import encode as encode_permit
@@ -244,6 +245,13 @@ def test_the_bytes_of_a_permit_are_as_the_table_says(kind: int, source: int) -> 
     mac = sip_plain(KEY, wanted).to_bytes(8, "little")
     assert written == encode_permit(said, KEY) == wanted + mac
     assert decode_permit(written) == said
+
+
+def test_a_permit_leaves_nothing_of_what_its_buffer_held_before() -> None:
+    buffer = new_buffer()
+    buffer.u8[:] = 0xFF
+    write_permit(buffer, 1, 1, np.uint64(2), np.uint64(3), np.uint64(4), 5, 6, 7, key_words(KEY))
+    assert bytes(buffer.u8[:64]) == permit(session=2, token=3, sequence=4, t_ns=5, age_us=6, reason=7)
 
 
 @pytest.mark.parametrize(("at", "value"), [(0, 0x52), (4, 0), (4, 2)])

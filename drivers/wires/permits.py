@@ -53,18 +53,16 @@ def siphash24(words, count, key):
     v1 = key[1] ^ np.uint64(0x646F72616E646F6D)
     v2 = key[0] ^ np.uint64(0x6C7967656E657261)
     v3 = key[1] ^ np.uint64(0x7465646279746573)
-    for i in range(count + 3):
+    for i in range(count + 2):
         rounds = 2
         if i < count:
             m = words[i]
         elif i == count:
             m = np.uint64((8 * count) & 0xFF) << np.uint64(56)
-        elif i == count + 1:
+        else:
             m = np.uint64(0)
             v2 ^= np.uint64(0xFF)
             rounds = 4
-        else:
-            break
         v3 ^= m
         for _ in range(rounds):
             v0 = v0 + v1
