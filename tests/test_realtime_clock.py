@@ -186,6 +186,13 @@ def test_a_loss_counts_for_the_ten_thousand_frames_in_which_it_was(script: Scrip
     assert tripped(script) == numbers.NONE
 
 
+def test_a_device_whose_boot_nonce_is_0_begins_like_any_other() -> None:
+    script = Script(monitor_path(CARBON, [PROGRAM]), PROGRAM, nonce=dict.fromkeys(STREAMS, 0))
+    script.tick(4)
+    assert tripped(script) == numbers.NONE
+    assert [int(stream(script, n)["lost"]) for n in STREAMS] == [0, 0, 0]
+
+
 def test_a_device_that_restarted_is_a_stream_that_begins_anew() -> None:
     script = settled()
     one = stream(script, 1)
@@ -193,10 +200,11 @@ def test_a_device_that_restarted_is_a_stream_that_begins_anew() -> None:
     script.tick()
     assert int(one["window_lost"]) == 1
     script.nonce[1], script.sequence[1] = 99, 6
-    script.late_ns = 3_000_000  # a clock that begins elsewhere
+    script.t_ns -= 20_000_000  # its clock begins elsewhere
+    script.late_ns = 23_000_000
     script.tick()
     assert tripped(script) == numbers.DEVICE_RESTARTED
-    assert (int(one["settled"]), int(one["offset_ns"])) == (0, LATENCY_NS + 3_000_000)
+    assert (int(one["settled"]), int(one["offset_ns"])) == (0, LATENCY_NS + 23_000_000)
     assert (int(one["window_start"]), int(one["window_lost"]), int(one["sequence"])) == (7, 0, 7)
     assert (int(one["settle_ns"]), int(one["settle_offset_ns"])) == (int(one["arrival_ns"]), int(one["offset_ns"]))
     script.tick()
