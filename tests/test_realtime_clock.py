@@ -333,6 +333,14 @@ def test_a_new_field_begins_with_counters_clocks_and_means_as_they_are_now() -> 
     assert (len(script.path.take_measured()), float(state["particles_1"])) == (0, particles), "once"
 
 
+def test_a_new_field_forgets_the_visit_that_still_ran(script: Script) -> None:
+    script.deliver(1, 5)
+    assert int(script.path.monitor.running["visit"]) == 1
+    script.path.load_field(CARBON.treatment_machines["REF-C"], [PROGRAM])
+    handle_silence(script.path.monitor.memory[0], script.t_ns)
+    assert int(script.path.monitor.running["visit"]) == 0
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_field_that_begins_before_a_monitor_has_spoken_starts_with_its_first_frame(number: int) -> None:
     script = Script(monitor_path(CARBON, [PROGRAM]), PROGRAM)
