@@ -106,6 +106,7 @@ GROUPS = {
             "controller/delivery/stopping.py",
             "controller/delivery/proof.py",
         ),
+<<<<<<< HEAD
         (
             "tests/test_standing.py",
             "tests/test_stopping.py",
@@ -113,5 +114,8 @@ GROUPS = {
             "tests/test_integrity.py",
             "tests/test_delivery_faults.py",
         ),
+=======
+        ("tests/test_standing.py", "tests/test_stopping.py", "tests/test_integrity.py"),
+>>>>>>> e67dcdf (Mutants of stopping are judged by the tests of stopping; results of the real-time judgements)
     ),
 }
