@@ -106,16 +106,6 @@ GROUPS = {
             "controller/delivery/stopping.py",
             "controller/delivery/proof.py",
         ),
-<<<<<<< HEAD
-        (
-            "tests/test_standing.py",
-            "tests/test_stopping.py",
-            "tests/test_beam_off_proof.py",
-            "tests/test_integrity.py",
-            "tests/test_delivery_faults.py",
-        ),
-=======
-        ("tests/test_standing.py", "tests/test_stopping.py", "tests/test_integrity.py"),
->>>>>>> e67dcdf (Mutants of stopping are judged by the tests of stopping; results of the real-time judgements)
+        ("tests/test_standing.py", "tests/test_stopping.py", "tests/test_beam_off_proof.py", "tests/test_integrity.py"),
     ),
 }
