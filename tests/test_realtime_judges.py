@@ -104,14 +104,14 @@ def test_a_pedestal_is_judged_from_its_least_time_on_and_of_either_sign(judge: J
 
 
 @pytest.mark.parametrize(
-    ("before", "lost", "visit", "good"),
+    ("begun", "lost", "visit", "good"),
     [
         (0, 0, 5, True),
         (0, 0, 4, False),
         (0, 0, 6, False),
         (0, 1, 6, True),
         (0, 1, 7, False),
-        (5, 0, 5, True),
+        (5, 0, 5, False),
         (5, 0, 6, True),
         (5, 0, 7, False),
         (5, 1, 7, True),
@@ -124,11 +124,11 @@ def test_a_pedestal_is_judged_from_its_least_time_on_and_of_either_sign(judge: J
         (8, 9, 10, False),
     ],
 )
-def test_the_visits_of_a_layer_from_5_to_9_come_in_their_order(
-    judge: Judge, before: int, lost: int, visit: int, good: bool
+def test_the_visits_of_a_layer_from_5_to_9_come_in_their_order_and_once(
+    judge: Judge, begun: int, lost: int, visit: int, good: bool
 ) -> None:
     judge.control["first_visit"], judge.control["last_visit"] = 5, 9
-    judge.running["visit"], judge.running["lost"] = before, lost
+    judge.state["begun"], judge.running["lost"] = begun, lost
     judge_sequence(judge.memory, visit, 10, 20)
     assert judge.found() == (numbers.NONE if good else numbers.VISIT_SEQUENCE)
 
