@@ -12,7 +12,7 @@ from controller.delivery.states import State, UndefinedTransition
 from controller.delivery.treatment import Treatment
 from controller.plan.check import CheckReport, check_plan
 from drivers.errors import Refused
-from interlocks.roles import is_operator
+from interlocks.roles import is_operator, stranger
 from sites.schema import Site
 
 
@@ -57,8 +57,7 @@ class Commands:
 
     def _named(self, operator: str) -> str:
         if not is_operator(self.site, operator):
-            known = ", ".join(self.site.operators.names)
-            raise Refused(f"operator {operator!r} is not one of this room's: {known}")
+            raise Refused(stranger(self.site, operator))
         return operator
 
     @property

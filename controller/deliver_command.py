@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controller.cli_text import print_json, say, summary_text
+from controller.delivery.roles import demand_reset_role
 from controller.plan.check import CheckReport
 from controller.plan.table import format_report
 from drivers.errors import Refused, SpotwiseError, Stopped
-from interlocks.roles import is_operator, is_physicist
+from interlocks.conditions import matrix
+from interlocks.roles import SIMULATED, is_operator, is_physicist, stranger
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
@@ -77,6 +79,7 @@ def resume(options: argparse.Namespace) -> int:
         return _report_finished(options, treatment)
     site = treatment.site
     operator, reason = _authority(options, site)
+    demand_reset_role(site, operator, treatment.carried.trips)
     report = treatment.check()
     if report.outcome != "deliverable":
         return _not_deliverable(options, report)
@@ -112,7 +115,7 @@ def _decision(options: argparse.Namespace, site: Site) -> Any:
     operator, reason = (options.operator or "").strip(), (options.reason or "").strip()
     if not operator or not reason:
         raise Refused("--accept-dispute is a physicist's decision: it needs --operator NAME and --reason TEXT")
-    if not site.all_simulated and not is_physicist(site, operator):
+    if not is_physicist(site, operator):
         raise Refused(f"--accept-dispute is a physicist's decision, and operator {operator!r} is none of this room's")
     return Decision(operator, reason, options.trust)
 
@@ -163,7 +166,7 @@ def _run(options: argparse.Namespace, order: Order, report: CheckReport) -> int:
             return outcome.exit_status or Stopped.exit_status
     for text in sentences(read_played(out) or ()) if options.fault is not None else ():
         print(f"spotwise: {options.fault}: {text}", file=sys.stderr)
-    how = f"go on with        spotwise resume {out}" if outcome.status == "interrupted" else ""
+    how = _go_on(order) if outcome.status == "interrupted" else ""
     if options.json:
         print_json(summary)
     elif outcome.status != "refused":
@@ -172,6 +175,24 @@ def _run(options: argparse.Namespace, order: Order, report: CheckReport) -> int:
     for line in filter(None, (outcome.message, how)):
         print(f"spotwise: {line}", file=sys.stderr)
     return outcome.exit_status
+
+
+def _go_on(order: Order) -> str:
+    """The command that goes on, and first of all who may give it."""
+    from controller.record.carried import latched_at_the_end  # noqa: PLC0415
+    from controller.record.journal_reader import read_journal  # noqa: PLC0415
+
+    with read_journal(order.out / "journal.bin") as journal:
+        latched = latched_at_the_end(journal.parts[-1].events)
+    reserved = [name for name in latched if matrix()[name].reset == "physicist"]
+    command = f"spotwise resume {order.out}"
+    if reserved:
+        return (
+            f"not to be resumed before a physicist understands {', '.join(reserved)}, who then goes on with\n"
+            f"  {command} --operator NAME --reason TEXT"
+        )
+    more = "" if order.site.all_simulated else " --operator NAME --reason TEXT"
+    return f"go on with        {command}{more}"
 
 
 def _entered(order: Order, report: CheckReport) -> Order:
@@ -242,15 +263,19 @@ def _terminable() -> Iterator[None]:
 
 
 def _authority(options: argparse.Namespace, site: Site) -> tuple[str, str]:
+    """Who arms and resets, and why; in a room without a real device `simulated`, unless a name is given."""
     if site.all_simulated:
-        return "simulated", "simulated delivery"
+        operator = (options.operator or "").strip() or SIMULATED
+        if not is_operator(site, operator):
+            raise Refused(stranger(site, operator))
+        return operator, (options.reason or "").strip() or "simulated delivery"
     if not sys.stdin.isatty() or not options.operator or not options.reason:
         raise Refused(
             f"site {site.name} has real devices: this needs a terminal, --operator and --reason (got operator "
             f"{options.operator!r}, reason {options.reason!r})"
         )
     if not is_operator(site, options.operator):
-        raise Refused(f"operator {options.operator!r} is not one of this room's: {', '.join(site.operators.names)}")
+        raise Refused(stranger(site, options.operator))
     return options.operator, options.reason
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from controller.cli import main
 from controller.cli import parser as build_parser
 from controller.commands import Commands
 from controller.delivery.roles import demand_reset_role
@@ -154,6 +156,56 @@ def test_a_resume_is_the_reset_of_the_part_before_and_asks_for_the_same_role(tmp
     assert [(e["operator"], e["reason"], e["ids"]) for e in told] == [
         (PHYSICIST, "gain corrected", list(carried.trips))
     ]
+
+
+def stopped_in_a_room_with_people(tmp_path: Path) -> Path:
+    """A treatment of a simulated room with people, stopped for what only a physicist may reset."""
+    text = (Path(__file__).parents[1] / "sites" / "carbon-fixed.toml").read_text(encoding="utf-8")
+    people = f'names = ["{OPERATOR}", "{PHYSICIST}"]\nphysicists = ["{PHYSICIST}"]'
+    site, faults = tmp_path / "site.toml", tmp_path / "faults.toml"
+    site.write_text(text.replace('names = ["simulated"]', people), encoding="utf-8")
+    faults.write_text(fault("plant.gain_1", value=3.0, for_s=2.0), encoding="utf-8")
+    where = ("--site", str(site), "--clock", "virtual", "--out", str(tmp_path / "t"))
+    assert main(["deliver", str(PLAN), *where, "--fault", str(faults), "--operator", "carl"]) == 3
+    assert main(["deliver", str(PLAN), *where, "--fault", str(faults), "--operator", OPERATOR]) == 4
+    return tmp_path / "t"
+
+
+def test_in_a_simulated_room_a_given_name_counts_and_none_is_simulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tripped = stopped_in_a_room_with_people(tmp_path)
+    *_, before, last = capsys.readouterr().out.splitlines()
+    assert "not to be resumed before a physicist understands" in before
+    assert last == f"  spotwise resume {tripped} --operator NAME --reason TEXT"
+    files = {path.name: path.read_bytes() for path in tripped.iterdir()}
+    for name, why in ((OPERATOR, "needs a physicist (berta)"), ("bob", "is not one of this room's: anna, berta")):
+        for more in ([], ["--accept-dispute"]):
+            assert main(["resume", str(tripped), "--operator", name, "--reason", "x", *more]) == 3
+            said = capsys.readouterr().err
+            assert why in said
+            assert "with no --operator it is" in said
+    assert {path.name: path.read_bytes() for path in tripped.iterdir()} == files  # refused before anything was written
+    other = tmp_path / "other"
+    shutil.copytree(tripped, other)
+    assert main(["resume", str(tripped), "--operator", PHYSICIST, "--reason", "gain corrected"]) == 0
+    assert main(["resume", str(other)]) == 0
+    for directory, name in ((tripped, PHYSICIST), (other, "simulated")):
+        with read_journal(directory / "journal.bin") as journal:
+            told = {e["operator"] for e in journal.parts[-1].events if e["event"] in ("reset", "command")}
+            assert told == {name}
+            assert [part.header["operator"] for part in journal.parts] == [OPERATOR, name]
+
+
+def test_a_simulated_room_that_lists_nobody_takes_any_name_and_a_real_one_does_not() -> None:
+    site = load_site("carbon-fixed")
+    assert is_operator(site, "bob")
+    assert is_physicist(site, "bob")
+    assert not is_operator(site, " ")
+    real = site.devices.gantry.model_copy(update={"kind": "real"})
+    site = site.model_copy(update={"devices": site.devices.model_copy(update={"gantry": real})})
+    assert not is_operator(site, "bob")
+    assert not is_physicist(site, "bob")
 
 
 # ---- nothing can be switched off (docs/decisions/0014-no-bypass.md)

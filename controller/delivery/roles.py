@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from drivers.errors import Refused
-from interlocks.roles import not_theirs_to_reset
+from interlocks.roles import SIMULATED, not_theirs_to_reset
 from sites.schema import Site
 
 
@@ -17,4 +17,5 @@ def demand_reset_role(site: Site, operator: str, latched: Iterable[str]) -> None
         raise Refused(
             f"not reset: {', '.join(refused)} needs a physicist ({who}), and operator {operator!r} is none; a "
             "physicist looks into the cause and gives --operator and --reason"
+            + (f" (with no --operator it is {SIMULATED!r}, who has every role here)" if site.all_simulated else "")
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from controller.doctor.qualification import qualification_path, read_qualification, write_qualification
 from drivers.errors import Refused
-from interlocks.roles import is_operator
+from interlocks.roles import is_operator, stranger
 from sites.schema import Site
 
 FORMAT = 1
@@ -62,7 +62,7 @@ def demand_output_qa(site: Site) -> None:
 def enter_output_qa(site: Site, factor: float, operator: str) -> str:
     """Write today's record, good or bad; returns why it does not allow arming, '' where it does. Raises `Refused`."""
     if not is_operator(site, operator):
-        raise Refused(f"operator {operator!r} is not one of this room's: {', '.join(site.operators.names)}")
+        raise Refused(stranger(site, operator))
     record = {
         "format": FORMAT, "site": site.name, "date": today(), "operator": operator, "output_factor": factor,
     }  # fmt: skip
