@@ -37,7 +37,7 @@ from drivers.wires.latency import WireLatency
 from drivers.wires.virtual_loop import VirtualLoop
 from interlocks.guard_digest import take_frame
 from simulators.broker import broker_process as broker_process
-from simulators.datagram_faults import LINES, DatagramFaults, next_due, passes, put_aside, taken
+from simulators.datagram_faults import GUARD_LINE, LINES, DatagramFaults, next_due, passes, put_aside, taken
 from simulators.fault_kinds import NO_TRIP, REFUSED
 from simulators.fault_kinds import Kind as CatalogueFault
 from simulators.fault_kinds import Parameter as CatalogueParameter
@@ -85,6 +85,24 @@ RECORDED_NS = 200_000_000
 
 
 @compiled
+def show_guard(digest, frame):  # type: ignore[no-untyped-def]  # numba types it
+    """A frame of electrometer 2 reaches the guard."""
+    guard_frame(digest, frame.i64[1], frame.i64[3], np.int64(frame.u32[8]), np.int64(frame.u32[9]), frame.i64[5])
+
+
+@compiled
+def guard_turn(digest, lines, address, arrives, now_ns):  # type: ignore[no-untyped-def]  # numba types it
+    """What the guard receives in this period: what waited for it, and the frame that its stream sends now."""
+    at = next_due(lines, now_ns, True)
+    while at >= 0:
+        show_guard(digest, frame_at(lines.data_at + at * BUFFER_BYTES))
+        taken(lines, at)
+        at = next_due(lines, now_ns, True)
+    if arrives and passes(lines, GUARD_LINE, address, now_ns):
+        show_guard(digest, frame_at(address))
+
+
+@compiled
 def answer_frame(plant, m, tape, ring, lines, permit_at, address, stream, now_ns):  # type: ignore[no-untyped-def]  # numba types it
     """A frame arrives that may have come to harm: it is inspected as on the wire; what is decided goes to the chain."""
     before = bad_datagrams(m)
@@ -112,7 +130,7 @@ def harmed_turn(plant, m, tape, ring, lines, frames_at, permit_at, streams, stre
     if not deaf:
         if tape.on == 1:
             note_control(tape, ring, m, now_ns)
-        at = next_due(lines, now_ns)
+        at = next_due(lines, now_ns, False)
         while at >= 0:
             address = lines.data_at + at * BUFFER_BYTES
             if lines.of[at] == 0:
@@ -120,7 +138,7 @@ def harmed_turn(plant, m, tape, ring, lines, frames_at, permit_at, streams, stre
             else:
                 answer_frame(plant, m, tape, ring, lines, permit_at, address, lines.of[at], now_ns)
             taken(lines, at)
-            at = next_due(lines, now_ns)
+            at = next_due(lines, now_ns, False)
     for k in range(3):
         if streams >> k & 1 == 0 or streaming[k] == 0:
             continue
@@ -174,15 +192,11 @@ def advance_world(  # type: ignore[no-untyped-def]  # numba types it
     while s.t_ns + FRAME_NS <= until_ns:
         streams = advance_frame(plant, frame_1, frame_2, frame_3)
         now_ns = s.t_ns + latency_ns
-        if streams & 2 != 0 and streaming[GUARD_STREAM] == 1:
-            guard_frame(
-                guard_digest,
-                frame_2.i64[1],
-                frame_2.i64[3],
-                np.int64(frame_2.u32[8]),
-                np.int64(frame_2.u32[9]),
-                frame_2.i64[5],
-            )
+        to_guard = streams & 2 != 0 and streaming[GUARD_STREAM] == 1
+        if lines.on == 1:
+            guard_turn(guard_digest, lines, frame_2_at, to_guard, now_ns)
+        elif to_guard:
+            show_guard(guard_digest, frame_2)
         if lines.on == 1:
             frames_at = (frame_1_at, frame_2_at, frame_3_at)
             harmed_turn(plant, m, tape, ring, lines, frames_at, permit_at, streams, streaming, now_ns)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from controller.blind_controller import stay_blind
 from controller.commands import Commands
 from controller.delivery.run import Run
 from controller.delivery.states import UndefinedTransition
@@ -54,6 +55,18 @@ LIES: Mapping[str, Lie] = {
     "plan": _session(lambda m: m._replace(plan_sha256=bytes(32))),
 }
 """What a defective controller makes of a message to the guard; None: it says nothing."""
+LEVELS = {"weaker": -2, "stronger": 2}
+"""How many of the site's intensities off a defective controller says a layer's to be."""
+
+
+def other_level(intensities_per_s: Sequence[float], by: int) -> Lie:
+    """Another intensity of the site than the one that layers are requested with; the last one where there is none."""
+
+    def level(m: LayerLimits) -> LayerLimits:
+        at = intensities_per_s.index(m.rate_per_s) + by
+        return m._replace(rate_per_s=intensities_per_s[min(max(at, 0), len(intensities_per_s) - 1)])
+
+    return _limits(level)
 
 
 class FailingDisk(Disk):
@@ -182,6 +195,13 @@ class OwnFaults:
             return self._descriptors
         if how == "lies":
             return self._lie(str(settings["what"]))
+        if how == "blind":
+            monitor = self._run.path.monitor
+            self._tasks.add(asyncio.create_task(stay_blind(monitor), name="a controller without limits"))
+            return None
+        if how == "self_test_forgotten":
+            self._run.self_tests.pop(str(settings["device"]), None)
+            return None
         raise RuntimeError(f"no host does {how!r}")
 
     def _lie(self, what: str) -> Undo:
@@ -190,8 +210,10 @@ class OwnFaults:
         async def lie() -> None:
             while not self._run.guard.attached:
                 await asyncio.sleep(SOON_S)
-            self._run.guard.liar = LIES[what]
+            self._run.guard.liar = told
 
+        levels = self._run.site.accelerator.intensities_per_s
+        told = other_level(levels, LEVELS[what]) if what in LEVELS else LIES[what]
         self._tasks.add(asyncio.create_task(lie(), name="a lie to the guard"))
         return lambda: setattr(self._run.guard, "liar", None)
 

@@ -1,6 +1,7 @@
 """Faults of the datagrams between room and controller, compiled: lost, late, repeated, changed, forged.
 
-Line 0 carries the controller's permits, lines 1 to 3 the frames of that stream. What comes later waits in a ring, which
+Line 0 carries the controller's permits, lines 1 to 3 the frames of that stream, line 4 those of electrometer 2 that the
+guard receives. What comes later waits in a ring, which
 also holds the frames that arrive while nobody receives them (a real-time thread that stands still): as in a kernel's
 buffer they come out in their order, and what does not fit is lost.
 """
@@ -22,6 +23,8 @@ WORDS = BUFFER_BYTES // 8
 CORRUPTED_BYTE = 45
 """Of a frame: in its counts; of a permit: in what the MAC covers."""
 OTHER_BOOT = 0x5A5A5A5A
+GUARD_LINE = 4
+"""Its datagrams are the very frames of line 2: lost, late, repeated or foreign, never changed in place."""
 
 LINE = np.dtype(
     [
@@ -41,7 +44,7 @@ LINES = np.dtype(
         ("head", "<i8"),
         ("tail", "<i8"),
         ("overflown", "<i8"),  # datagrams lost because the ring was full
-        ("line", LINE, (4,)),
+        ("line", LINE, (5,)),
         ("due_ns", "<i8", (SLOTS,)),  # -1: gone
         ("of", "<i8", (SLOTS,)),  # the line it is on
     ]
@@ -96,12 +99,17 @@ def put_aside(lines, line, address, due_ns):
 
 
 @compiled
-def next_due(lines, now_ns):
-    """The waiting datagram that is due first: its place, -1 for none. The caller takes it and calls `taken`."""
+def next_due(lines, now_ns, of_guard):
+    """The waiting datagram of the guard, or of all others, that is due first: its place, -1 for none.
+
+    The caller takes it and calls `taken`.
+    """
     best = -1
     for number in range(lines.head, lines.tail):
         at = number % SLOTS
         due_ns = lines.due_ns[at]
+        if (lines.of[at] == GUARD_LINE) != of_guard:
+            continue
         if 0 <= due_ns <= now_ns and (best < 0 or due_ns < lines.due_ns[best]):
             best = at
     return best
@@ -141,7 +149,7 @@ def passes(lines, line, address, now_ns):
         if copy_at != 0:
             copy = frame_at(copy_at)
             copy.u64[1] ^= np.uint64(OTHER_BOOT)
-            seal(copy, line)
+            seal(copy, 2 if line == GUARD_LINE else line)
     elif fault.kind == REPLAYED:
         old_at = lines.data_at + SLOTS * BUFFER_BYTES
         if fault.hit == 1:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from controller.campaign import command, jobs
 from controller.campaign.case import Case, play
@@ -140,20 +141,30 @@ PEAK_GY = peak_dose_gy_per_particle("12C", ENERGY, SIGMA_MM, SIGMA_MM)
 TRUTH = np.dtype([("units", "<i8"), ("x", "<f8"), ("y", "<f8"), ("rr", "<f8")])
 
 
-def one_spot(groups: list[tuple[float, float]], planned: float = 1e6) -> tuple[float, float]:
-    """Misplaced and all harm of a spot at x = 10 mm that got (x, particles) in groups."""
+def program_of_one_spot(planned: float = 1e6) -> LayerProgram:
+    """At x = 10 mm; 1 mm off is allowed."""
     visits = np.zeros(1, VISIT_PLAN_DTYPE)
     visits["visit"], visits["x_mm"], visits["particles"], visits["position_limit_mm"] = 1, 10.0, planned, 1.0
-    program = LayerProgram(
-        0, 0, ENERGY, ENERGY, "12C", 0, 1e8, 1.0, 1.0, 1.0, 0, 0, SIGMA_MM, SIGMA_MM, 1.0, 1.0, visits
-    )
+    return LayerProgram(0, 0, ENERGY, ENERGY, "12C", 0, 1e8, 1.0, 1.0, 1.0, 0, 0, SIGMA_MM, SIGMA_MM, 1.0, 1.0, visits)
+
+
+ONE_SPOT = program_of_one_spot()
+
+
+def one_spot_truth(groups: list[tuple[float, float]]) -> NDArray[Any]:
+    """What the plant has of a spot that got (x, particles) in groups."""
     truth = np.zeros(3, TRUTH)
     for x, particles in groups:
         units = round(particles * UNITS)
         truth["units"][1] += units
         truth["x"][1] += units * x
         truth["rr"][1] += units * x * x
-    return misplaced([truth], UNITS, [[program]])
+    return truth
+
+
+def one_spot(groups: list[tuple[float, float]]) -> tuple[float, float]:
+    """Misplaced and all harm of a spot at x = 10 mm that got (x, particles) in groups."""
+    return misplaced([one_spot_truth(groups)], UNITS, [[ONE_SPOT]])
 
 
 def test_a_spot_a_little_off_is_not_misplaced() -> None:
@@ -170,6 +181,15 @@ def test_a_part_that_jumped_away_is_found_in_mean_and_square() -> None:
     alone, harm = one_spot([(10.0, 9e5), (20.0, 1e5)])  # the mean is 1.0 mm off, within the limit
     assert alone == pytest.approx(1e5 * PEAK_GY, rel=1e-3)
     assert harm == pytest.approx(alone, rel=0.2)
+
+
+def test_a_beam_that_stands_off_by_less_than_the_limit_is_not_misplaced_on_either_side_of_where_it_usually_stands() -> (
+    None
+):
+    usual = one_spot_truth([(10.2, 1e6)])
+    for x, moved in ((11.1, False), (9.3, False), (11.3, True), (9.1, True)):
+        alone, _ = misplaced([one_spot_truth([(x, 1e6)])], UNITS, [[ONE_SPOT]], [usual])
+        assert (alone > 0.0) == moved, x
 
 
 # ---------------------------------------------------------------- what is played
@@ -270,6 +290,21 @@ def test_a_hunt_goes_to_every_place_and_then_around_the_worst() -> None:
     assert places[-1]["visit"] == 12
     best = max(found, key=lambda verdict: verdict.facts.harm_gy)
     assert best.facts.harm_gy > 0.099
+
+
+def test_what_must_be_there_before_the_first_layer_is_tried_there_in_every_word_of_it() -> None:
+    played: list[Case] = []
+
+    def player(case: Case) -> Verdict:
+        played.append(case)
+        return judge(GOOD)
+
+    for coarse in (0, 3):
+        played.clear()
+        hunt(FIXED, "controller_misreads", 3, coarse=coarse, refine=0, player=player)
+        faults = [tomllib.loads(case.scenario)["fault"][0] for case in played]
+        words = catalogue()["controller_misreads"].parameters["what"].choices
+        assert {f["what"] for f in faults if f["at"] == {"state": "start"}} == set(words)
 
 
 def test_places_before_a_visits_end_come_from_how_long_visits_last() -> None:

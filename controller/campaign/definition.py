@@ -14,7 +14,7 @@ from typing import Any
 from controller.compose import fault_catalogue
 from drivers.errors import BadInput
 from interlocks.conditions import matrix
-from sites.loader import load_site
+from sites.loader import effective_config, load_site, site_from_config
 from sites.plans import example_plan
 from sites.schema import Site
 
@@ -32,10 +32,17 @@ class Room:
     site: str
     faults: tuple[str, ...] = ()
     """Only these faults of the catalogue; empty: all."""
+    scanning: tuple[tuple[str, Any], ...] = ()
+    """Keys of the site's table `scanning` that are other here than in its file."""
 
     def load(self) -> Site:
-        """Its site."""
-        return load_site(self.site)
+        """Its site. Raises `BadInput` where `scanning` is not what a site may have."""
+        site = load_site(self.site)
+        if not self.scanning:
+            return site
+        config = json.loads(effective_config(site))
+        config["scanning"] |= dict(self.scanning)
+        return site_from_config(json.dumps(config))
 
     @property
     def plan_path(self) -> Path:
@@ -117,7 +124,13 @@ def _sha256(data: Mapping[str, Any]) -> str:
 
 
 def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return {key: _hashable(value) for key, value in entry.items()}
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(sorted(value.items()))
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _check(path: Path, definition: Definition) -> None:

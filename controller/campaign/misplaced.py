@@ -105,7 +105,9 @@ def _groups(
     if units == 0:
         return []
     mean, square = _moments(truth, place)
-    mean, square = mean - usual[0], max(0.0, square - usual[1])
+    # about the place where the visit usually stands: the square of a sum is not the sum of the squares
+    mean = mean - usual[0]
+    square = max(0.0, square - usual[1] - 2.0 * float(mean @ usual[0]))
     mean2 = float(mean @ mean)
     if mean2 <= 0.0 or square <= limit_mm * math.sqrt(mean2):
         return []

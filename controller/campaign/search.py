@@ -76,17 +76,19 @@ def _coarse(room: Room, kind: CatalogueFault, numbers: random.Random, count: int
     places = coarse_places(report.loaded.plan, site, calm(room, seed).lasts_s)
     if "for_s" in kind.example:  # what passes must pass while there is beam
         places = [place for place in places if place.get("state") not in WITHOUT_BEAM]
-    example = kind.example["at"]
-    if example.get("state") in ("start", "prepared", "arming"):
-        places.insert(0, dict(example))  # it does nothing later: what it changes is looked at before the first layer
-    choices = max((len(p.choices) for p in kind.parameters.values()), default=1)
+    choices = max((len(p.choices) for p in kind.parameters.values()), default=0)
     if count:
         places = numbers.sample(places, min(count, len(places)))
     while len(places) < min(choices, count or choices):
         places.append(numbers.choice(places))
+    example = kind.example["at"]
+    if example.get("state") in ("start", "prepared", "arming"):
+        # it does nothing later: what it changes is looked at before the first layer; every word of it, there
+        places = [dict(example) for _ in range(max(1, choices))] + places
     values = draw_values(kind, len(places), numbers)
-    if not count:
-        values[0] = example_values(kind)
+    if not count:  # and the example itself
+        places.insert(0, places[0])
+        values.insert(0, example_values(kind))
     return [Trial(v, at) for v, at in zip(values, places, strict=True)]
 
 

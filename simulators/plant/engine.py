@@ -219,7 +219,8 @@ def judge_step(plant, t_ns, before, counts_1_before, counts_2_before):
         return STEP_US
     if s.request == 1:
         s.eng_visit_beam_ns += STEP_NS
-        if s.eng_visit_beam_ns > int(plant.time_limit_ms[s.eng_bank, s.eng_row]) * 1_000_000:
+        limit_ns = int(plant.time_limit_ms[s.eng_bank, s.eng_row]) * 1_000_000
+        if s.eng_visit_beam_ns > limit_ns and p.spot_time_ignored == 0:
             s.eng_trip = TRIP_SPOT_TIME
             stop_layer(plant, ENG_TRIPPED, t_ns + STEP_NS)
             return STEP_US

@@ -76,7 +76,11 @@ PARAMETER_FIELDS: Fields = (
     ("drop_ignored", "i8", "fault: 1: the chain does not open by a drop"),
     ("hold_ignored", "i8", "fault: 1: the engine takes the command to hold, and does not hold"),
     ("abort_ignored", "i8", "fault: 1: the engine takes the command to abort, and goes on"),
+<<<<<<< HEAD
     ("request_stuck", "i8", "fault: 1: the engine's request stays on when a layer is done"),
+=======
+    ("spot_time_ignored", "i8", "fault: 1: the engine does not watch how long a spot takes"),
+>>>>>>> c5dd5fa (The campaign raises every interlock: scenarios, rooms that learn and follow, a blind controller, the guard's own line; beam a little off is judged about where it stands)
     ("unasked", "i8", "fault: 1: the chopper lets beam through that nobody asks for"),
     ("leak", "f8", "fault: share of the intensity that passes a closed chopper"),
     ("rate_scale", "f8", "fault: true intensity over nominal"),
@@ -117,6 +121,9 @@ PARAMETER_FIELDS: Fields = (
     ("silent_1", "i8", "fault: 1: no frames from electrometer 1"),
     ("silent_2", "i8", "fault: 1: no frames from electrometer 2"),
     ("silent_3", "i8", "fault: 1: no frames from the scan controller"),
+    ("clock_1_ns", "i8", "fault: ns by which electrometer 1's clock is ahead of the shared trigger's time"),
+    ("clock_2_ns", "i8", "fault: the same of electrometer 2"),
+    ("clock_3_ns", "i8", "fault: the same of the scan controller"),
     ("hv_1_v", "f8", "V"),
     ("hv_2_v", "f8", "V"),
     ("hv_min_1_v", "f8", "V, below it the HV flag falls"),

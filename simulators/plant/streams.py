@@ -144,12 +144,12 @@ def make_frame_1(plant, buffer, counts, beam_counts):
         STREAM_ELECTROMETER_1,
         s.nonce_1,
         s.sequence_f1,
-        s.t_ns,
+        s.t_ns + p.clock_1_ns,
         s.eng_visit,
         flags,
         counts,
         s.change_counts_1,
-        s.change_ns,
+        s.change_ns + p.clock_1_ns,
     )
     s.sequence_f1 += 1
 
@@ -167,12 +167,12 @@ def make_frame_2(plant, buffer, counts, beam_counts):
         STREAM_ELECTROMETER_2,
         s.nonce_2,
         s.sequence_f2,
-        s.t_ns,
+        s.t_ns + p.clock_2_ns,
         s.eng_visit,
         flags,
         counts,
         s.change_counts_2,
-        s.change_ns,
+        s.change_ns + p.clock_2_ns,
     )
     s.sequence_f2 += 1
 
@@ -180,6 +180,7 @@ def make_frame_2(plant, buffer, counts, beam_counts):
 @compiled
 def make_frame_3(plant, buffer):
     """The scan controller's frame, without CRC."""
+    p = plant.parameters
     s = plant.state
     words = buffer.i32
     words[PAYLOAD + 0] = int(round(s.set_x_ma))
@@ -224,11 +225,11 @@ def make_frame_3(plant, buffer):
         STREAM_SCAN,
         s.nonce_3,
         s.sequence_f3,
-        s.t_ns,
+        s.t_ns + p.clock_3_ns,
         s.eng_visit,
         flags,
         s.eng_counted >> 24,
         s.change_counts_1,
-        s.change_ns,
+        s.change_ns + p.clock_3_ns,
     )
     s.sequence_f3 += 1
