@@ -13,8 +13,23 @@ import math
 from controller.dose.memory import Monitor
 
 LOOK_S = 0.001
-NO_COUNTS = ("spot_dose_counts", "secondary_counts", "field_counts_1", "field_counts_2", "pedestal_per_s", "idle_counts_1", "idle_counts_2")
-NO_MEASURE = ("disagreement", "position_mean_mm", "width", "minimum_counts", "window_ma", "bias_share")
+NO_COUNTS = (
+    "spot_dose_counts",
+    "secondary_counts",
+    "field_counts_1",
+    "field_counts_2",
+    "idle_counts_1",
+    "idle_counts_2",
+)
+NO_MEASURE = (
+    "pedestal_per_s",
+    "disagreement",
+    "position_mean_mm",
+    "width",
+    "minimum_counts",
+    "window_ma",
+    "bias_share",
+)
 NEVER = ("proof_ns", "strips_bad", "clock_drift_ns")
 NEVER_NS = 1 << 62
 

@@ -36,6 +36,13 @@ def test_what_no_fault_of_the_catalogue_is_sure_to_raise_has_a_scenario_of_its_o
     }
 
 
+def test_a_stop_that_nobody_can_prove_is_named_behind_what_made_it_so() -> None:
+    extra = next(extra for extra in shipped().extras if "BEAM_OFF_UNPROVED" in extra.expected)
+    (case,) = run_job(Job(extra.name, "extra", extra.room, extra.name, (0,)))["cases"]
+    assert (case["verdict"], case["ended"]) == ("safe_named", "STREAM_SILENT_1")
+    assert "BEAM_OFF_UNPROVED" in case["trips"]
+
+
 def test_a_room_may_change_what_its_site_says_of_scanning_and_nothing_that_a_site_does_not_know() -> None:
     learning = shipped().rooms["learning"]
     assert learning.load().scanning.learn_early

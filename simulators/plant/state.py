@@ -76,11 +76,8 @@ PARAMETER_FIELDS: Fields = (
     ("drop_ignored", "i8", "fault: 1: the chain does not open by a drop"),
     ("hold_ignored", "i8", "fault: 1: the engine takes the command to hold, and does not hold"),
     ("abort_ignored", "i8", "fault: 1: the engine takes the command to abort, and goes on"),
-<<<<<<< HEAD
     ("request_stuck", "i8", "fault: 1: the engine's request stays on when a layer is done"),
-=======
     ("spot_time_ignored", "i8", "fault: 1: the engine does not watch how long a spot takes"),
->>>>>>> c5dd5fa (The campaign raises every interlock: scenarios, rooms that learn and follow, a blind controller, the guard's own line; beam a little off is judged about where it stands)
     ("unasked", "i8", "fault: 1: the chopper lets beam through that nobody asks for"),
     ("leak", "f8", "fault: share of the intensity that passes a closed chopper"),
     ("rate_scale", "f8", "fault: true intensity over nominal"),
