@@ -40,6 +40,7 @@ def deliver(options: argparse.Namespace, check: Callable[[Site], CheckReport]) -
     report = check(site)
     if report.outcome != "deliverable":
         return _not_deliverable(options, report)
+    from controller.ledger.room_latch import demand_resets, read_room_latch, room_latch_path  # noqa: PLC0415
     from controller.ledger.use import candidate, fraction_due, ledger_path  # noqa: PLC0415
     from controller.session import Order, make_directory  # noqa: PLC0415
 
@@ -48,6 +49,8 @@ def deliver(options: argparse.Namespace, check: Callable[[Site], CheckReport]) -
     out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     ledger = ledger_path(site, out, options.ledger)
     fraction = fraction_due(ledger, candidate(site, report.loaded, options.fraction))
+    latch = room_latch_path(site)
+    demand_resets(site, operator, (), read_room_latch(latch))  # and again once no other controller can run
     make_directory(out)
     order = Order(
         options.plan,
@@ -62,12 +65,14 @@ def deliver(options: argparse.Namespace, check: Callable[[Site], CheckReport]) -
         frames_bytes=round(options.frames_gib * 2**30) if options.record_frames else 0,
         fraction=fraction,
         ledger=ledger,
+        latch=latch,
     )
     return _run(options, order, report)
 
 
 def resume(options: argparse.Namespace) -> int:
     """The rest of an interrupted treatment, as a new part; a completed one is reported."""
+    from controller.ledger.room_latch import room_latch_path  # noqa: PLC0415
     from controller.ledger.use import ledger_named, ledger_path  # noqa: PLC0415
     from controller.resume import VIRTUAL_PAUSE, open_interrupted  # noqa: PLC0415
     from controller.session import Order  # noqa: PLC0415
@@ -102,6 +107,7 @@ def resume(options: argparse.Namespace) -> int:
         epoch=treatment.carried.ended + pause if treatment.clock == "virtual" else None,
         fraction=treatment.fraction,
         ledger=ledger,
+        latch=room_latch_path(site),
     )
     return _run(options, order, report)
 

@@ -26,12 +26,12 @@ from controller.commands import Commands
 from controller.delivery.decision import Decision
 from controller.delivery.devices import open_devices
 from controller.delivery.integrity import Sources
-from controller.delivery.roles import demand_reset_role
 from controller.delivery.run import Run
 from controller.delivery.treatment import Treatment
 from controller.dose.path import MonitorPath
 from controller.guard_start import guard_of
 from controller.ledger.booking import treatment_id
+from controller.ledger.room_latch import demand_resets, read_room_latch, remember_room_latch
 from controller.plan.check import CheckReport
 from controller.plan.loaded import LoadedPlan
 from controller.record.account import utc
@@ -79,6 +79,8 @@ class Order:
     """Which fraction of its course this is."""
     ledger: Path | None = None
     """The course ledger that it is booked in; None: in none."""
+    latch: Path | None = None
+    """Where the room's latch is remembered between treatments; None: it is not."""
 
     @property
     def part(self) -> int:
@@ -184,9 +186,14 @@ class Outcome:
 
 
 def begin_part(
-    order: Order, loaded: LoadedPlan, journal: JournalWriter, path: MonitorPath, telemetry: TelemetrySink
+    order: Order,
+    loaded: LoadedPlan,
+    journal: JournalWriter,
+    path: MonitorPath,
+    telemetry: TelemetrySink,
+    resets: tuple[str, ...] = (),
 ) -> Run:
-    """Write the part's HEADER; returns the run that `Treatment` takes."""
+    """Write the part's HEADER; returns the run that `Treatment` takes. `resets`: what was latched before it."""
     if order.carried is None:
         write_identity(order.out / "identity.dcm", loaded.patient)
     written = header(order, loaded)
@@ -198,8 +205,8 @@ def begin_part(
     run.epoch = utc(written, 0)
     run.sources = sources_of(order, loaded, run)
     run.approved = True  # the check let it pass
-    if order.carried is not None and order.carried.trips:
-        run.event("reset", operator=order.operator, reason=order.reason, ids=list(order.carried.trips))
+    if resets:
+        run.event("reset", operator=order.operator, reason=order.reason, ids=list(resets))
     if journal.cut is not None:
         run.event("warning", text=f"cut before this part: {journal.cut}")
     return run
@@ -218,21 +225,24 @@ async def deliver(
 ) -> tuple[Outcome, Run]:
     """Deliver a checked plan field by field through the command API; never raises for what the room does.
 
-    Raises `Refused` for a plan that has not passed its check, and where the part before ended with what is not
-    `order.operator`'s to reset.
+    Raises `Refused` for a plan that has not passed its check, and where the part before, or the last one in the room,
+    ended with what is not `order.operator`'s to reset.
 
     `watch(run, commands)` is called once, before anything is connected: displays and signals hook in there.
     """
     loaded = report.loaded
     if loaded is None or report.outcome != "deliverable":
         raise Refused("the plan has not passed its check")
-    if order.carried is not None:
-        demand_reset_role(order.site, order.operator, order.carried.trips)
+    left = read_room_latch(order.latch)
+    resets = demand_resets(order.site, order.operator, () if order.carried is None else order.carried.trips, left)
     commands = Commands(order.site)
     commands.report = report
     with JournalWriter(order.out / "journal.bin", disk) as journal:
-        run = begin_part(order, loaded, journal, path, telemetry)
+        run = begin_part(order, loaded, journal, path, telemetry, resets)
+        if left.problem:
+            run.event("warning", text=f"reset by {order.operator}, unread: {left.problem}")
         await journal.sync()  # whoever dies from here on leaves a directory that can be resumed
+        remember_room_latch(order.latch, order.out, None)
         if nonce is not None:
             run.nonce = nonce
         async with AsyncExitStack() as room, Treatment(run, key) as treatment:
@@ -254,6 +264,11 @@ async def deliver(
                 else:
                     outcome = Outcome("interrupted", first.message(), Stopped.exit_status)
             await treatment.finish(outcome.status)
+    try:
+        latched = (*(trip.id for trip in run.latch.latched), *run.guard.latched)
+        remember_room_latch(order.latch, order.out, latched)
+    except Refused as error:  # it stays noted as under way, and who comes next reads the journal
+        print(f"spotwise: {error}", file=sys.stderr)
     return outcome, run
 
 

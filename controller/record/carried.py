@@ -64,7 +64,7 @@ class Carried:
     programs: frozenset[tuple[int, int]]
     """Field and layer of the PROGRAM records of the baseline's part."""
     trips: tuple[str, ...]
-    """Conditions that were latched when the last part ended: a later part is their reset."""
+    """Conditions that are latched: a later part is their reset, and one that died before it said so was none."""
     ended: datetime
     """Time of the last record."""
     last_ns: int
@@ -113,7 +113,7 @@ def read_carried(path: Path) -> Carried:
             since=since,
             latched=latched,
             programs=programs,
-            trips=latched_at_the_end(last.events),
+            trips=latched_at_the_end(event for one in journal.parts for event in one.events),
             ended=utc(last.header, last_ns),
             last_ns=last_ns,
             torn=journal.torn,
@@ -122,7 +122,7 @@ def read_carried(path: Path) -> Carried:
 
 
 def latched_at_the_end(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Of a part's events, the conditions that latched after the last reset, in order."""
+    """Of these events, the conditions that latched after the last reset, in order."""
     latched: list[str] = []
     for event in events:
         if event["event"] == "reset":
