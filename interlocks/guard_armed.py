@@ -114,7 +114,7 @@ def judge_armed(
     if found is not None or armed.limits is None or sensors is None:
         return found or judge_unallowed(digest[d.BEAM_NS])
     return (
-        judge_visits(digest[d.VISIT], digest[d.BACKWARD], armed.limits.last_visit)
+        judge_visits(digest[d.VISIT], digest[d.AGAIN], armed.limits.last_visit)
         or judge_dose(dose, armed.limits, site.tolerances.secondary_spot_counts)
         or judge_sensors(sensors, armed.limits, armed.allowed_ns, site.accelerator.energy_sensor_tolerance_mev_u)
     )

@@ -19,15 +19,16 @@ from drivers.flags import FLAG_BEAM
     FLAGS,  # newest
     FLAGS_ALL,  # flags that all frames since the last turn had
     FLAGS_ANY,  # flags that any of them had
-    VISIT,  # newest visit that is not 0
-    BACKWARD,  # frames whose visit was lower than one before
+    SHOWN,  # visit in the newest frame; 0: none runs
+    VISIT,  # the one that began last
+    AGAIN,  # visits that began though they, or a later one, had begun before
     FELL,  # largest fall of the counter
     BEAM_NS,  # time with beam
     FLANKS,  # times that beam went off
     QUIET_NS,  # time without beam
     QUIET_COUNTS,  # counted in it
-) = range(15)
-WORDS = 15
+) = range(16)
+WORDS = 16
 ALL_FLAGS = 0xFFFFFFFF
 
 
@@ -46,8 +47,9 @@ def begin_turn(digest: Any) -> None:
 
 def begin_field(digest: Any) -> None:
     """At arming: visits, falls, beam time and flanks are counted anew; what the pedestal is stays known."""
+    digest[SHOWN] = 0
     digest[VISIT] = 0
-    digest[BACKWARD] = 0
+    digest[AGAIN] = 0
     digest[FELL] = 0
     digest[BEAM_NS] = 0
     digest[FLANKS] = 0
@@ -78,7 +80,8 @@ def take_frame(digest: Any, nonce: int, t_ns: int, visit: int, flags: int, count
     digest[FLAGS] = flags
     digest[FLAGS_ALL] &= flags
     digest[FLAGS_ANY] |= flags
-    if visit > 0:
-        if visit < digest[VISIT]:
-            digest[BACKWARD] += 1
+    if visit > 0 and visit != digest[SHOWN]:
+        if visit <= digest[VISIT]:
+            digest[AGAIN] += 1
         digest[VISIT] = visit
+    digest[SHOWN] = visit

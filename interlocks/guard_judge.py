@@ -124,10 +124,10 @@ def judge_monitor(flags_all: int, flags_any: int, restarts: int, fell: int) -> F
     return None
 
 
-def judge_visits(visit: int, backward: int, last_allowed: int) -> Finding | None:
-    """Visits only rise, and never beyond what the controller said may run."""
-    if backward > 0:
-        return Finding("GUARD_VISIT", float(visit), float(last_allowed), "the visit number fell")
+def judge_visits(visit: int, again: int, last_allowed: int) -> Finding | None:
+    """Each visit begins once while the field is armed, in rising order, and none beyond what the controller allowed."""
+    if again > 0:
+        return Finding("GUARD_VISIT", float(visit), float(last_allowed), "it, or a later visit, had begun before")
     if visit > last_allowed:
         return Finding("GUARD_VISIT", float(visit), float(last_allowed), "beyond the layer")
     return None

@@ -33,7 +33,7 @@ def test_what_came_before_the_arming_is_not_the_fields() -> None:
     assert armed is not None
     assert talk.pass_ms(1)
     assert talk.latched == ""
-    assert [talk.digest[word] for word in (d.BEAM_NS, d.RESTARTS, d.BACKWARD)] == [0, 0, 0]
+    assert [talk.digest[word] for word in (d.BEAM_NS, d.RESTARTS, d.AGAIN)] == [0, 0, 0]
     assert talk.mind.account.opened is not None
     assert (talk.mind.account.opened.base_counts, armed.token) == (COUNTER, TOKEN)
 

@@ -143,6 +143,30 @@ def test_a_visit_beyond_the_layer_or_backwards_is_latched() -> None:
     assert talk.latched == "GUARD_VISIT"
 
 
+@pytest.mark.parametrize(("after", "latched"), [(5, "GUARD_VISIT"), (4, "GUARD_VISIT"), (6, "")])
+def test_a_visit_that_is_given_again_through_none_is_latched(after: int, latched: str) -> None:
+    talk = Talk().running()
+    for talk.visit in (5, 0):
+        assert talk.pass_ms(1, 20, beam=talk.visit > 0)
+    talk.visit = after
+    assert talk.pass_ms(1, 20, beam=True) is not bool(latched)
+    assert talk.latched == latched
+
+
+def test_the_rest_of_a_visit_is_given_in_another_arming() -> None:
+    talk = Talk().running()
+    talk.visit = 5
+    assert talk.pass_ms(1, 20, beam=True)
+    talk.visit = 0
+    talk.wish(permit=0)
+    talk.pass_ms(1)
+    talk.wish()
+    talk.wish(layer=0, first_visit=5)
+    talk.visit = 5
+    assert talk.pass_ms(1, 20, beam=True)
+    assert talk.latched == ""
+
+
 def test_energy_ion_and_port_of_the_chain_are_the_layers() -> None:
     layer = expected_fields(SITE, plan())[0].layers[0]
     good = {"beam_present": True, "energy_mev_u": layer.energy_mev_u, "ion": "12C", "port_deg": 90.0}

@@ -62,11 +62,11 @@ def test_rate_is_judged_from_a_millisecond_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visit", "backward", "wrong"),
+    ("visit", "again", "wrong"),
     [(10, 0, None), (1, 0, None), (0, 0, None), (11, 0, "GUARD_VISIT"), (5, 1, "GUARD_VISIT")],
 )
-def test_visits(visit: int, backward: int, wrong: str | None) -> None:
-    assert named(judge.judge_visits(visit, backward, 10)) == wrong
+def test_visits(visit: int, again: int, wrong: str | None) -> None:
+    assert named(judge.judge_visits(visit, again, 10)) == wrong
 
 
 def test_beam_before_a_layer_was_named() -> None:
@@ -277,7 +277,7 @@ def test_the_digest_loses_neither_charge_nor_time(frames: list[tuple[int, int, b
     assert digest[d.COUNTS] == counts
     assert digest[d.BEAM_NS] == beam_ns
     assert (digest[d.QUIET_NS], digest[d.QUIET_COUNTS], digest[d.FLANKS]) == (quiet_ns, quiet, flanks)
-    assert (digest[d.VISIT], digest[d.BACKWARD], digest[d.RESTARTS], digest[d.FELL]) == (visit, 0, 0, 0)
+    assert (digest[d.VISIT], digest[d.AGAIN], digest[d.RESTARTS], digest[d.FELL]) == (visit, 0, 0, 0)
     assert digest[d.FRAMES] == len(frames) + 1
 
 
@@ -286,9 +286,9 @@ def test_the_digest_sees_what_runs_backwards() -> None:
     d.new_digest(digest)
     d.take_frame(digest, 7, 100, 5, FLAG_HV_OK, 1000)
     d.take_frame(digest, 7, 200, 0, FLAG_HV_OK, 980)  # no visit is no visit
-    assert (digest[d.BACKWARD], digest[d.FELL]) == (0, 20)
+    assert (digest[d.AGAIN], digest[d.FELL]) == (0, 20)
     d.take_frame(digest, 7, 300, 4, 0, 990)
-    assert digest[d.BACKWARD] == 1
+    assert digest[d.AGAIN] == 1
     assert digest[d.FLAGS_ALL] & FLAG_HV_OK == 0
     assert digest[d.FLAGS_ANY] & FLAG_HV_OK != 0
     d.begin_turn(digest)
@@ -296,17 +296,37 @@ def test_the_digest_sees_what_runs_backwards() -> None:
     d.take_frame(digest, 8, 10, 4, FLAG_HV_OK, 0)  # another power-up: its time and counter are its own
     assert (digest[d.RESTARTS], digest[d.T_NS], digest[d.COUNTS], digest[d.FELL]) == (1, 10, 0, 20)
     d.begin_field(digest)
-    assert (digest[d.VISIT], digest[d.BACKWARD], digest[d.FELL], digest[d.BEAM_NS], digest[d.FLANKS]) == (0, 0, 0, 0, 0)
+    assert (digest[d.VISIT], digest[d.AGAIN], digest[d.FELL], digest[d.BEAM_NS], digest[d.FLANKS]) == (0, 0, 0, 0, 0)
+
+
+def test_a_visit_begins_once_in_a_field_whatever_the_visit_line_shows_between() -> None:
+    def begun_again(*visits: int) -> int:
+        digest = [0] * d.WORDS
+        d.new_digest(digest)
+        for t_ns, visit in enumerate(visits, start=1):
+            if visit < 0:
+                d.begin_field(digest)
+            else:
+                d.take_frame(digest, 7, t_ns, visit, FLAG_HV_OK, 1000)
+        return digest[d.AGAIN]
+
+    assert begun_again(1, 1, 0, 2, 2, 0, 0, 5, 5) == 0
+    assert begun_again(1, 0, 1) == 1
+    assert begun_again(1, 1, 0, 1, 1, 0, 1, 1) == 2
+    assert begun_again(3, 0, 2) == 1
+    assert begun_again(3, 2) == 1
+    assert begun_again(3, 0, -1, 3, 4) == 0  # another arming gives the rest of a visit
+    assert begun_again(3, -1, 3, 0, 3) == 1  # what shows at the arming has begun in it
 
 
 def test_a_new_digest_and_a_new_field_forget_what_they_should() -> None:
-    assert (d.WORDS, d.ALL_FLAGS) == (15, 0xFFFFFFFF)
+    assert (d.WORDS, d.ALL_FLAGS) == (16, 0xFFFFFFFF)
     digest = [7] * d.WORDS
     d.begin_field(digest)
-    fields_own = {d.VISIT, d.BACKWARD, d.FELL, d.BEAM_NS, d.FLANKS}
-    assert digest == [0 if word in fields_own else 7 for word in range(15)]
+    fields_own = {d.SHOWN, d.VISIT, d.AGAIN, d.FELL, d.BEAM_NS, d.FLANKS}
+    assert digest == [0 if word in fields_own else 7 for word in range(16)]
     d.new_digest(digest)
-    assert digest == [0xFFFFFFFF if word == d.FLAGS_ALL else 0 for word in range(15)]
+    assert digest == [0xFFFFFFFF if word == d.FLAGS_ALL else 0 for word in range(16)]
     d.take_frame(digest, 0, 1000, 0, 0, 500)  # the first one says nothing of the time before it
     assert (digest[d.QUIET_NS], digest[d.QUIET_COUNTS], digest[d.FRAMES]) == (0, 0, 1)
 
