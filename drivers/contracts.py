@@ -221,6 +221,10 @@ class SpotStatus:
     armed_token: int
 
 
+TRIP_BACKUP = 1
+TRIP_RATE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class ElectrometerStatus:
     """Read-back of an electrometer."""
@@ -236,6 +240,8 @@ class ElectrometerStatus:
     streaming: bool
     tripped: bool
     """Backup counter or rate limit reached (electrometer 2)."""
+    trip: int
+    """Which of them: 0 none, `TRIP_BACKUP`, `TRIP_RATE`."""
     trip_visit: int
     results: int
     acknowledged: int

@@ -38,6 +38,7 @@ class Electrometer(RegisterDriver):
             self_test=got["self_test"],
             streaming=got["streaming"],
             tripped=got["trip"] != 0,
+            trip=got["trip"],
             trip_visit=got["trip_visit"],
             results=got["results"],
             acknowledged=got["acknowledged"],

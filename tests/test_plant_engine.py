@@ -266,7 +266,7 @@ def test_electrometer_2_ends_beam_of_too_high_a_rate() -> None:
     assert rig.state["backup_trip"] == 0
     rig.plant.parameters["rate_scale"] = 3.0
     rig.run(3)
-    assert rig.state["backup_trip"] == 1
+    assert rig.state["backup_trip"] == 2
     assert rig.state["cause"] == CAUSE_ELECTROMETER_2
 
 

@@ -18,6 +18,7 @@ from drivers.deadline import Deadline
 from drivers.errors import ReadbackMismatch
 from drivers.flags import FLAG_ARMED, FLAG_HOLD, FLAG_LAYER_DONE, FLAG_SPILL
 from interlocks.slow import angle_difference, judge
+from sites.schema import Site
 
 READY = 2
 COMMAND_S = 2.0
@@ -52,6 +53,11 @@ def layer_event(run: Run, program: LayerProgram, phase: str, **values: float | i
             **{k: v for k, v in values.items() if k in SAID},
         },
     )
+
+
+def rate_limit_per_s(site: Site, program: LayerProgram) -> float:
+    """Counts a second at which electrometer 2 cuts the beam by itself; 10 counts in 100 us are no rate."""
+    return site.tolerances.rate_factor * program.rate_per_s * program.counts_per_particle_2 + 10 / 1e-4
 
 
 def backup_pedestal_per_s(run: Run) -> float:
@@ -90,7 +96,6 @@ async def download(run: Run, program: LayerProgram, bank: int, ends: Table) -> N
         early_off_counts=ends.early_off_counts,
         gated=run.expected.gating_source is not None and run.expected.gating_source > 0,
     )
-    rate_limit = run.site.tolerances.rate_factor * program.rate_per_s * program.counts_per_particle_2
     async with asyncio.TaskGroup() as group:
         group.create_task(run.devices.scan_controller.download(bank, table, deadline), name="table")
         group.create_task(
@@ -98,7 +103,7 @@ async def download(run: Run, program: LayerProgram, bank: int, ends: Table) -> N
                 bank,
                 table.first_visit,
                 v["backup_counts"],
-                rate_limit + 10 / 1e-4,
+                rate_limit_per_s(run.site, program),
                 deadline,
                 pedestal_per_s=backup_pedestal_per_s(run),
             ),

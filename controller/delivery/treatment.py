@@ -16,6 +16,7 @@ import numpy as np
 
 from controller.clock import now_ns
 from controller.delivery.account import Ledger
+from controller.delivery.backup_trip import CONDITION, what_cut
 from controller.delivery.confirming import confirm, require_confirmation
 from controller.delivery.devices import close_devices, connect_devices
 from controller.delivery.field import arm_chain, deliver_layers, disarm_chain
@@ -66,6 +67,8 @@ class Treatment:
         self._prepared = False
         self._stop = OneStop(run.stop, self._group, self._stop_in_order)
         self._ended = False
+        self._cut = ""
+        """Which limit electrometer 2 says that it has cut at."""
 
     async def __aenter__(self) -> Treatment:
         await self._group.__aenter__()
@@ -364,7 +367,9 @@ class Treatment:
 
     def _why(self) -> str:
         first = self.run.latch.first_out
-        return "stopped" if first is None else first.message()
+        if first is None:
+            return "stopped"
+        return f"{first.message()} {self._cut}".rstrip() if first.id == CONDITION else first.message()
 
     async def _stopped(self) -> None:
         await self._stop.done()
@@ -379,6 +384,7 @@ class Treatment:
         self._drain()
         if self._delivering or not self.ledger.settled:
             await book_what_was_delivered(run, self.ledger, self._delivering, self._next_field)
+        self._cut = await what_cut(run)
         try:
             await run.journal.sync()
         except JournalDiskError as error:

@@ -267,8 +267,9 @@ class Watch:
                 self._escalate.set()
             run.trip(
                 by_number()[trip.number].id,
-                value=trip.value,
-                limit=trip.limit,
+                # what a flag says has no numbers
+                value=trip.value if trip.value or trip.limit else None,
+                limit=trip.limit if trip.value or trip.limit else None,
                 detail=self._detail(trip),
                 t_cause_ns=trip.t_ns,
             )

@@ -90,7 +90,7 @@ def advance_chain(plant, t_ns):
         open_chain(plant, CAUSE_ALLOCATION, t_ns)
     elif s.abort_button == 1:
         open_chain(plant, CAUSE_OPERATOR, t_ns)
-    elif s.backup_trip == 1:
+    elif s.backup_trip != 0:
         open_chain(plant, CAUSE_ELECTROMETER_2, t_ns)
     elif s.eng_state == ENG_TRIPPED:
         open_chain(plant, CAUSE_ENGINE, t_ns)

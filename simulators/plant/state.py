@@ -284,7 +284,7 @@ STATE_FIELDS: Fields = (
     # electrometer 2's backup
     ("backup_bank", "i8", "bank in use, follows the engine"),
     ("backup_counts", "i8", "counts at the visit's start"),
-    ("backup_trip", "i8", "1: limit reached, latched"),
+    ("backup_trip", "i8", "1: a visit's limit reached, 2: the limit on rate; latched"),
     ("backup_visit", "i8", "visit that tripped"),
     # self tests
     ("self_test_1", "i8", "0 not since power-up, 1 running, 2 passed, 3 failed"),

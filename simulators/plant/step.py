@@ -178,7 +178,7 @@ def advance_frame(plant, frame_1, frame_2, frame_3):
     raw_2 = s.counts_2 - before_2
     rate_limit = plant.backup_rate[s.backup_bank]
     if rate_limit > 0 and raw_2 >> 24 > rate_limit and s.backup_trip == 0:
-        s.backup_trip = 1
+        s.backup_trip = 2
         s.backup_visit = s.eng_visit
     s.saturated_1 = 1 if raw_1 >> 24 >= p.saturation_1 else 0
     s.saturated_2 = 1 if raw_2 >> 24 >= p.saturation_2 else 0

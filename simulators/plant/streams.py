@@ -160,7 +160,7 @@ def make_frame_2(plant, buffer, counts, beam_counts):
     p = plant.parameters
     s = plant.state
     flags = electrometer_flags(beam_counts, p.hv_2_v, p.hv_min_2_v, s.saturated_2)
-    if s.backup_trip == 1:
+    if s.backup_trip != 0:
         flags |= FLAG_TRIPPED
     write_header(
         buffer,
