@@ -207,12 +207,12 @@ class Guard:
 
     def turn(self) -> None:
         """Frames first, then messages: what ran in the frames was allowed by a message before."""
-        now_ns = loop_ns()
+        self._wires.take_frames()
+        now_ns = loop_ns()  # after them: before, what came while others were taken would seem to be of the future
         if self.turns > 0:
             self.longest_ns = max(self.longest_ns, now_ns - self._turn_ns)
         self.turns, self._turn_ns = self.turns + 1, now_ns
         supervisor = self.supervisor
-        self._wires.take_frames()
         asked = False
         for data in self._wires.heard():
             envelope = None if self._ending else decode(data, self._key)

@@ -18,11 +18,13 @@ from interlocks.guard_judge import (
     Sensors,
     judge_age,
     judge_dose,
+    judge_late,
     judge_monitor,
     judge_sensors,
     judge_unallowed,
     judge_visits,
 )
+from interlocks.guard_stream import Stream
 from sites.schema import GuardRules, Site
 
 
@@ -32,6 +34,8 @@ class Armed:
 
     field: int
     token: int
+    offset_most_ns: int
+    """So far electrometer 2's clock may fall behind while it is armed."""
     layer: int = -1
     allowed_ns: int = 0
     limits: Limits | None = None
@@ -65,7 +69,7 @@ class Heard:
     """What the guard heard last, and when; None for never."""
 
     wish_ns: int | None = None
-    frame_ns: int | None = None
+    stream: Stream | None = None
     sensors: Sensors | None = None
 
 
@@ -90,7 +94,8 @@ def allow(armed: Armed, wish: Wish, agreement: Agreement, now_ns: int) -> Armed 
 def is_fresh(heard: Heard, ages: Ages, now_ns: int) -> bool:
     """Controller and frames came lately enough for a permit; older, nothing is wrong yet, and nothing is permitted."""
     wish = _lately(heard.wish_ns, ages.wish_permits_ns, now_ns)
-    return wish and _lately(heard.frame_ns, ages.frame_permits_ns, now_ns)
+    made_ns = None if heard.stream is None else heard.stream.made_ns
+    return wish and _lately(made_ns, ages.frame_permits_ns, now_ns)
 
 
 def _lately(since_ns: int | None, limit_ns: int, now_ns: int) -> bool:
@@ -101,9 +106,12 @@ def judge_armed(
     site: Site, ages: Ages, armed: Armed, heard: Heard, digest: Sequence[int], dose: Dose, now_ns: int
 ) -> Finding | None:
     """The first thing that is wrong. `digest`: electrometer 2's frames; `dose`: what they make for this field."""
+    stream = heard.stream
+    came_ns = None if stream is None else stream.came_ns
     found = (
         judge_age("GUARD_CONTROLLER", now_ns, heard.wish_ns, ages.wish_ns, "nothing heard of the controller")
-        or judge_age("GUARD_FRAMES", now_ns, heard.frame_ns, ages.frame_ns, "no frames of electrometer 2")
+        or judge_age("GUARD_FRAMES", now_ns, came_ns, ages.frame_ns, "no frames of electrometer 2")
+        or judge_late(stream, ages.frame_permits_ns, ages.frame_ns, now_ns)
         or judge_monitor(digest[d.FLAGS_ALL], digest[d.FLAGS_ANY], digest[d.RESTARTS], digest[d.FELL])
     )
     if found is not None:

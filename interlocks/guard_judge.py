@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from drivers.flags import FLAG_HV_OK, FLAG_SATURATED, FLAG_TRIPPED
 from interlocks.guard_numbers import ExpectedField, counts_per_particle, recombination
+from interlocks.guard_stream import Stream
 from sites.schema import GuardRules, Site
 
 FLANK_NS = 500_000
@@ -106,6 +107,14 @@ def judge_age(condition: str, now_ns: int, since_ns: int | None, limit_ns: int, 
         return Finding(condition, float("inf"), limit_ns * 1e-6, detail)
     if not 0 <= now_ns - since_ns <= limit_ns:
         return Finding(condition, (now_ns - since_ns) * 1e-6, limit_ns * 1e-6, detail)
+    return None
+
+
+def judge_late(stream: Stream | None, limit_ns: int, patience_ns: int, now_ns: int) -> Finding | None:
+    """Frames do come, but for longer than `patience_ns` none that was younger than `limit_ns`."""
+    if stream is not None and stream.late_ns is not None and now_ns - stream.late_ns > patience_ns:
+        age_ms = (now_ns - stream.made_ns) * 1e-6
+        return Finding("GUARD_FRAMES", age_ms, limit_ns * 1e-6, "frames of electrometer 2 come late")
     return None
 
 

@@ -35,6 +35,7 @@ from interlocks.guard_armed import Armed, Heard, ages_of, allow, is_fresh, judge
 from interlocks.guard_judge import Finding, Sensors, judge_age
 from interlocks.guard_plan import PlannedDelivery
 from interlocks.guard_state import StateFile
+from interlocks.guard_stream import Stream, follow, look
 from interlocks.roles import not_theirs_to_reset
 from sites.schema import GuardRules, Site
 
@@ -72,9 +73,10 @@ class Supervisor:
         self._pid = pid
         self._sequence = 0
         self._wish_ns: int | None = None
-        self._frame_ns: int | None = None
+        self._stream: Stream | None = None
         self._frames = 0
         self._ages = ages_of(site, rules, turn_s)
+        self._drift_ns = round(site.permits.clock_drift_max_ms * 1e6)
 
     def first_look(self, counts: int) -> None:
         """At the guard's start: the retained counter against what was remembered."""
@@ -135,15 +137,18 @@ class Supervisor:
         if not 0 <= wish.field <= last:
             self._latch(Finding("GUARD_CONTROLLER", float(wish.field), float(last), "no such field"))
             return
-        found = judge_age("GUARD_FRAMES", now_ns, self._frame_ns, self._ages.frame_ns, "at arming")
+        stream = self._stream
+        came_ns = None if stream is None else stream.came_ns
+        found = judge_age("GUARD_FRAMES", now_ns, came_ns, self._ages.frame_ns, "at arming")
         if found is None:
             self._settle(now_ns, at_once=True)
             found = self.account.moved_while_idle()
         if found is not None:
             self._latch(found)
             return
+        assert stream is not None  # its age was found good
         opened = self.account.open(wish.field)
-        self.armed = Armed(wish.field, wish.arm_token)
+        self.armed = Armed(wish.field, wish.arm_token, stream.offset_ns + self._drift_ns)
         if self._remember():
             before = opened.before.counts
             self._event("armed", field=wish.field, counter=opened.base_counts, delivered_before=before)
@@ -161,10 +166,15 @@ class Supervisor:
     def turn(self, now_ns: int) -> bool:
         """Judge what has come; True where a permit may leave now."""
         if self.digest[d.FRAMES] != self._frames:
-            self._frames, self._frame_ns = int(self.digest[d.FRAMES]), now_ns
+            self._frames = int(self.digest[d.FRAMES])
+            most_ns = None if self.armed is None else self.armed.offset_most_ns
+            nonce, t_ns = int(self.digest[d.NONCE]), int(self.digest[d.T_NS])
+            self._stream = follow(self._stream, nonce, t_ns, now_ns, most_ns)
             if self.account.idle is None:
                 self.account.note_idle()
-        heard = Heard(self._wish_ns, self._frame_ns, self.sensors)
+        if self._stream is not None:
+            self._stream = look(self._stream, self._ages.frame_permits_ns, now_ns)
+        heard = Heard(self._wish_ns, self._stream, self.sensors)
         found = self.account.judge_disk()
         if found is None and self.armed is not None:
             digest = [int(word) for word in self.digest]
@@ -183,8 +193,8 @@ class Supervisor:
         return permits
 
     def frame_age_ns(self, now_ns: int) -> int:
-        """Since the newest frame came; for ever where none did."""
-        return now_ns - self._frame_ns if self._frame_ns is not None else 1 << 62
+        """Since the newest frame was measured; for ever where none came."""
+        return now_ns - self._stream.made_ns if self._stream is not None else 1 << 62
 
     # ---- ends
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from interlocks import guard_digest as d
 from interlocks.guard_armed import Heard, ages_of, is_fresh
 from interlocks.guard_judge import BEAM_FLOOR_NS
 from interlocks.guard_numbers import expected_fields
 from interlocks.guard_state import Delivered
+from interlocks.guard_stream import DRIFT_SHARE, Stream
 from tests.guard_talk import MS, RULES, SITE, TURN_S, Talk, plan
 
 LEASE_MS, TIME_OUT_MS, STALE_MS = SITE.permits.lease_ms, SITE.permits.time_out_ms, SITE.permits.stale_ms
@@ -79,10 +83,12 @@ def test_a_permit_rests_on_a_controller_that_was_heard_lately(ms: float, permitt
 
 def test_what_was_never_heard_or_is_heard_in_the_future_is_not_fresh() -> None:
     ages, now_ns = ages_of(SITE, RULES, TURN_S), 1000 * MS
-    assert is_fresh(Heard(wish_ns=now_ns, frame_ns=now_ns), ages, now_ns)
+    stream = Stream(nonce=1, offset_ns=0, came_ns=now_ns, made_ns=now_ns)
+    assert is_fresh(Heard(wish_ns=now_ns, stream=stream), ages, now_ns)
     for other in (None, now_ns + 1):
-        assert not is_fresh(Heard(wish_ns=other, frame_ns=now_ns), ages, now_ns)
-        assert not is_fresh(Heard(wish_ns=now_ns, frame_ns=other), ages, now_ns)
+        assert not is_fresh(Heard(wish_ns=other, stream=stream), ages, now_ns)
+    for late in (None, replace(stream, made_ns=now_ns + 1)):
+        assert not is_fresh(Heard(wish_ns=now_ns, stream=late), ages, now_ns)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +105,106 @@ def test_a_stream_that_stays_silent_is_latched(ms: float, latched: str) -> None:
     talk = Talk().armed()
     talk.pass_ms(ms, silent=True)
     assert talk.latched == latched
+
+
+def turn(talk: Talk, ms: float, lag_ms: float = 0.0) -> bool:
+    """A turn with a frame that took so much longer on its way than the first; is there a permit."""
+    talk.now_ns += round(ms * MS)
+    talk.t_ns += round(ms * MS)
+    t_ns = talk.t_ns - round(lag_ms * MS)
+    d.take_frame(talk.digest, 1, t_ns, talk.visit, talk.flags, talk.counts)
+    talk.chain()
+    talk.say(talk.wished)
+    return talk.turn()
+
+
+@pytest.mark.parametrize(("lag_ms", "permitted"), [(FRESH_MS, True), (FRESH_MS + 0.001, False)])
+def test_a_frame_that_came_just_now_but_was_long_on_its_way_earns_no_permit(lag_ms: float, permitted: bool) -> None:
+    talk = Talk().running()
+    assert turn(talk, 50) is True
+    assert turn(talk, 50, lag_ms - 0.005) is True  # the offset may have risen by 100 ppm of the time
+    assert talk.mind.frame_age_ns(talk.now_ns) == round((lag_ms - 0.01) * MS)
+    assert turn(talk, 50, lag_ms + 0.01) is permitted
+    assert talk.latched == ""
+
+
+def test_a_queue_that_grows_earns_no_permits_and_is_latched_when_that_lasts() -> None:
+    talk = Talk().running()
+    permits = []
+    while not talk.latched:
+        permits.append(turn(talk, 10, 5.0 * len(permits)))
+    assert permits == [True] * 5 + [False] * (len(permits) - 5)
+    assert (talk.latched, len(permits)) == ("GUARD_FRAMES", 5 + 1 + STALE_MS / 10 + 1)
+    assert talk.mind.latched is not None
+    assert talk.mind.latched.value == pytest.approx(5.0 * (len(permits) - 1), abs=0.1)
+    assert (talk.mind.latched.limit, talk.mind.latched.detail) == (FRESH_MS, "frames of electrometer 2 come late")
+
+
+def test_frames_that_were_late_for_a_turn_are_nothing_once_they_come_in_time_again() -> None:
+    talk = Talk().running()
+    for _ in range(30):
+        assert not turn(talk, STALE_MS / 4, 150.0)
+        assert turn(talk, 10)  # a stalled computer's queue has drained
+    assert talk.latched == ""
+
+
+def test_a_turn_that_comes_late_itself_makes_nothing_last() -> None:
+    talk = Talk().running()
+    assert turn(talk, 10)
+    assert not turn(talk, 240, 215)  # the kernel's buffer held the first 25 ms of a stall
+    assert turn(talk, 10)
+    assert talk.latched == ""
+
+
+def test_a_field_that_is_armed_while_frames_are_late_is_latched() -> None:
+    talk = Talk().agreed()
+    talk.pass_ms(1)
+    for _ in range(30):
+        turn(talk, 10, 300.0)
+    talk.wish()
+    assert not turn(talk, 10, 300.0)
+    assert talk.latched == "GUARD_FRAMES"
+
+
+@pytest.mark.parametrize("ppm", [-200, -50, 50, 90])
+def test_a_clock_that_drifts_as_quartz_clocks_do_costs_no_permit(ppm: int) -> None:
+    talk = Talk().running()
+    drift_ms = SITE.permits.clock_drift_max_ms
+    late_ms = 0.0
+    while abs(late_ms) < drift_ms:
+        late_ms += 50 * ppm * 1e-6
+        assert turn(talk, 50, late_ms)
+    assert talk.latched == ""
+
+
+def test_a_queue_that_grows_as_slowly_as_clocks_drift_does_not_hide_for_ever() -> None:
+    talk = Talk().running()
+    drift_ms, late_ms = SITE.permits.clock_drift_max_ms, 0.0
+    while turn(talk, 50, late_ms):
+        late_ms += 50 / DRIFT_SHARE
+    assert late_ms == pytest.approx(drift_ms + FRESH_MS, abs=0.01)
+    talk = Talk().agreed()  # nothing is armed: nothing is bounded
+    talk.pass_ms(1)
+    late_ms = 0.0
+    while late_ms < 2 * (drift_ms + FRESH_MS):
+        late_ms += 50 / DRIFT_SHARE
+        turn(talk, 50, late_ms)
+    talk.wish()
+    assert turn(talk, 50, late_ms)
+
+
+def test_another_power_up_has_another_clock() -> None:
+    talk = Talk().agreed()
+    talk.pass_ms(1)
+    talk.now_ns += 10 * MS
+    d.take_frame(talk.digest, 2, 1000, 0, talk.flags, talk.counts)  # its time begins anew
+    talk.turn()
+    assert talk.mind.frame_age_ns(talk.now_ns) == 0
+    talk.now_ns += MS
+    d.take_frame(talk.digest, 2, 1000 + MS, 0, talk.flags, talk.counts)
+    talk.turn()
+    talk.wish()
+    assert talk.turn()
 
 
 @pytest.mark.parametrize(("ms", "latched"), [(RULES.max_age_ms, ""), (RULES.max_age_ms + 1, "GUARD_CHAIN")])

@@ -46,6 +46,23 @@ def test_a_permit_says_how_old_the_newest_frame_is(room: Room, monkeypatch: pyte
     assert permit.age_us == 3000
 
 
+def test_a_frame_that_comes_while_others_are_taken_is_not_of_the_future(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.armed()
+    take_frames = Room.take_frames
+
+    def slowly(self: Room) -> None:
+        self.now_ns += 3 * MS
+        take_frames(self)
+
+    with monkeypatch.context() as context:
+        context.setattr(Room, "take_frames", slowly)
+        room.turn()
+    (permit,) = [one for one in room.turn() if isinstance(one, Permit)]
+    assert permit.age_us == 0
+
+
 def test_it_hears_nobody_without_the_key(room: Room) -> None:
     room.say(Session(bytes.fromhex(plan().sha256), 1, 1, 1, TREATMENT, 2, 4, 1.0), key=bytes(16))
     room.say(Ask(), key=bytes(16))
