@@ -142,7 +142,18 @@ class OwnFaults:
         if how == "aborts":
             self._commands.abort(SIMULATED, "pressed in a scenario")
             return None
+        if how == "pauses":
+            self._tasks.add(asyncio.create_task(self._pause(float(settings["s"])), name="operator pauses"))
+            return None
         raise RuntimeError(f"no operator does {how!r}")
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await self._commands.pause(SIMULATED)
+            await asyncio.sleep(seconds)
+            await self._commands.resume(SIMULATED)
+        except (Refused, Stopped, UndefinedTransition) as error:
+            self._run.event("warning", text=f"operator: {error}")
 
     async def _command(self, name: str) -> None:
         commands = self._commands

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 
+from controller.campaign.case import Case, play
 from controller.campaign.definition import Extra, Room, shipped
 from controller.campaign.jobs import Job, run_job
 from controller.campaign.summary import summarise
 from drivers.errors import BadInput
 from interlocks.conditions import matrix
 
-CERTAIN = [extra for extra in shipped().extras if len(extra.expected) == 1]
+CERTAIN = [extra for extra in shipped().extras if len(extra.expected) == 1 and extra.expected != ("none",)]
 """Scenarios that are there for the sake of one condition."""
 HEAD = {"definition": "", "size": "full", "seed": 0, "version": ""}
 
@@ -41,6 +42,12 @@ def test_a_stop_that_nobody_can_prove_is_named_behind_what_made_it_so() -> None:
     (case,) = run_job(Job(extra.name, "extra", extra.room, extra.name, (0,)))["cases"]
     assert (case["verdict"], case["ended"]) == ("safe_named", "STREAM_SILENT_1")
     assert "BEAM_OFF_UNPROVED" in case["trips"]
+
+
+def test_a_pause_within_a_visit_is_no_dispute_of_the_counts_between_visits() -> None:
+    scenario = '[[fault]]\nname = "operator_pauses"\ns = 50\nat = { field = 1, visit = 6 }\n'
+    verdict = play(Case(shipped().rooms["fixed"], 0, scenario))
+    assert (verdict.verdict, verdict.ended, verdict.facts.settled) == ("safe_named", "none", True)
 
 
 def test_a_room_may_change_what_its_site_says_of_scanning_and_nothing_that_a_site_does_not_know() -> None:

@@ -49,6 +49,8 @@ class Counters:
     booked_1: int = 0
     booked_2: int = 0
     begun_ns: int = 0
+    visits_ns: int = 0
+    """How long the booked visits were: pedestal of that time, a pause's too, is in their counts."""
 
 
 class Ledger:
@@ -246,6 +248,7 @@ class Ledger:
         count(visits, measured, ends_1, ends_2, seen.astype(np.int64), self._last, program, per_meterset)
         self.counters.booked_1 += int(visits["counts_1"].sum())
         self.counters.booked_2 += int(visits["counts_2"].sum())
+        self.counters.visits_ns += int((visits["t_end_ns"] - visits["t_start_ns"]).sum())
         if numbers:
             self._last = (numbers[-1], int(ends_1[-1]), int(ends_2[-1]))
 
@@ -361,7 +364,8 @@ class Ledger:
             )
             state, tolerances = self.run.path.monitor.state, self.run.site.tolerances
             pedestal_per_ns = int(state[f"quiet_counts_{number}"]) / max(1, int(state[f"quiet_ns_{number}"]))
-            unexplained = delivered - booked - pedestal_per_ns * (now_ns() - self.counters.begun_ns)
+            between_ns = now_ns() - self.counters.begun_ns - self.counters.visits_ns
+            unexplained = delivered - booked - pedestal_per_ns * between_ns
             limit = tolerances.field_dose * booked + tolerances.field_dose_counts
             agree = agree and abs(unexplained) <= limit
             if not self.run.latch.tripped and not abs(unexplained) <= limit:
