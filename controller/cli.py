@@ -122,7 +122,8 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--site", required=True, metavar="NAME|FILE")
     simulate.add_argument("--seed", type=_seed, default=0)
     simulate.add_argument("--fault", type=_path, metavar="FILE")
-    simulate.add_argument("--state", type=_path, metavar="FILE", help="keep retained counters here")
+    state = "keep counters and rings here, and begin with what is there; without it they end with the simulators"
+    simulate.add_argument("--state", type=_path, metavar="FILE", help=state)
     apart = "frames leave through a process of their own, which can be killed or stopped alone"
     simulate.add_argument("--streams-apart", action="store_true", help=apart)
     simulate.add_argument("--truth", type=_path, metavar="FILE", help="at the end, write what really happened (npz)")
@@ -305,6 +306,12 @@ def _simulate(options: argparse.Namespace) -> int:
 
     site = load_site(options.site)
     faults = () if options.fault is None else load_scenario(options.fault)
+    if options.state is None:
+        print(
+            "spotwise: without --state FILE counters and rings end with these simulators: an interrupted treatment can "
+            "only be resumed while they run (afterwards that is a dispute)",
+            file=sys.stderr,
+        )
     asyncio.run(
         serve_room(
             site,

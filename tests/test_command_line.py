@@ -344,6 +344,14 @@ def test_a_real_device_wants_a_terminal_an_operator_and_a_reason(tmp_path: Path)
         assert not (tmp_path / "t").exists()
 
 
+def test_simulators_that_keep_nothing_say_so_at_their_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serves_nobody(*_: object, **_more: object) -> None: ...
+
+    monkeypatch.setattr("controller.compose.serve_room", serves_nobody)
+    assert "can only be resumed while they run" in spotwise("simulate", *SITE)[2]
+    assert spotwise("simulate", *SITE, "--state", tmp_path / "state.npz")[2] == ""
+
+
 def test_registers_and_interlocks_for_readers_and_programs() -> None:
     status, text, _ = spotwise("registers", *SITE)
     assert status == 0

@@ -100,7 +100,7 @@ FAILING = {
     "chain deaf to drops": ("drop_ignored", 1, FROM_THE_START, "opens by a drop: wanted open, drop; got open, permit"),
     "chain does not open": ("time_out_ns", 10**12, SESSION_OPEN, "opens without permits: wanted open, permit_time_out"),
     "chain opens late": ("time_out_ns", 256_000_000, SESSION_OPEN, "without permits: wanted open within 252 ms"),
-    "engine does not hold": ("hold_ignored", 1, FROM_THE_START, "scan_controller: state: wanted .*held.*got running"),
+    "engine does not hold": ("hold_ignored", 1, FROM_THE_START, "aborts, failed: scan_controller: state: .*held.*got"),
     "engine goes on": ("abort_ignored", 1, FROM_THE_START, "scan_controller: state: wanted .*aborted.*got running"),
     "stopper stays": ("stopper_delay_ns", 10**12, FROM_THE_START, "accelerator: stopper_open: wanted True.*got False"),
 }  # fmt: skip
@@ -115,6 +115,8 @@ def test_what_does_not_work_refuses_the_part_and_is_named(name: str, tmp_path: P
         raise AssertionError(delivery.outcome.message)
     failed = delivery.named("self_test", passed=False)
     assert failed[-1]["detail"]
+    assert delivery.outcome.message.startswith("self-test")
+    assert failed[-1]["what"] in delivery.outcome.message
     assert len(failed) == (3 if name == "chain opens late" else 1)
     assert (delivery.plant["closed"], delivery.plant["armed"]) == (0, 0)
     assert int(delivery.plant["particles"]) == 0

@@ -87,7 +87,8 @@ async def reconcile(run: Run, carried: Carried, now: datetime, decision: Decisio
         await run.journal.sync()
         raise Refused(
             f"DISPUTE between journal and hardware, nothing is delivered: {found.sentence()}. A physicist decides: "
-            "spotwise resume DIR --accept-dispute --operator NAME --reason TEXT (the hardware counter counts; "
+            f"spotwise resume {run.journal.path.parent} --accept-dispute --operator NAME --reason TEXT (the hardware "
+            "counter counts; "
             "--trust journal: the journal does)"
         )
     booked = _book(run, carried, found, tail, (planned, programs), decision, reading.pedestal_per_s[1])

@@ -43,7 +43,7 @@ RUNNING, HELD, ABORTED = 2, 3, 5
 
 
 async def test_monitors(run: Run, deadline: Deadline) -> None:
-    """Charge injection into both electrometers. Raises `DeviceError`."""
+    """Charge injection into both electrometers. Raises `Refused`."""
     for device in (run.devices.electrometer_1, run.devices.electrometer_2):
         nonce = run.identities[device.name].boot_nonce
         await _prove(run, device.name, "charge injection", partial(_inject, device, deadline))
@@ -53,13 +53,15 @@ async def test_monitors(run: Run, deadline: Deadline) -> None:
 async def test_stops(run: Run, deadline: Deadline) -> None:
     """Stopper, chopper, chain, engine; the session is open, frames flow and leases are renewed.
 
-    Raises `DeviceError` or `Refused` that names device, wanted and got; the room is left as it was found.
+    Raises `Refused` that names test, device, wanted and got; the room is left as it was found.
     """
     run.path.load_self_test()
     names = ("accelerator", "safety_chain", "scan_controller")
     nonces = {name: run.identities[name].boot_nonce for name in names}
     try:
         await _test_stops(run, deadline)
+    except DeviceError as error:  # between the tests: the chain that is to be armed for one
+        raise Refused(f"self-tests: {error}") from error
     finally:
         run.path.withhold()
         run.guard.disarm(now_ns())
@@ -88,12 +90,12 @@ async def _test_stops(run: Run, deadline: Deadline) -> None:
 
 
 async def _prove(run: Run, device: str, what: str, test: Callable[[], Awaitable[float]]) -> None:
-    """One test: journalled whether it passes or not."""
+    """One test: journalled whether it passes or not. Raises `Refused` that names it."""
     try:
         measured_ms = await test()
     except (DeviceError, Refused) as error:
         _write_down(run, device, what, None, None, passed=False, detail=str(error))
-        raise
+        raise Refused(f"self-test of {device}, {what}, failed: {error}") from error
     _write_down(run, device, what, measured_ms, None, passed=True)
 
 

@@ -186,8 +186,8 @@ class Treatment:
                 self.run.event("warning", text=f"{device.name}: backup trip reset by {self.run.decision.operator}")
             elif status.tripped:
                 raise Refused(
-                    f"{device.name}: its backup limit is tripped; a physicist resets it (spotwise resume DIR "
-                    "--accept-dispute --operator NAME --reason TEXT does it, too)"
+                    f"{device.name}: its backup limit is tripped; a physicist resets it (spotwise resume "
+                    f"{self.run.journal.path.parent} --accept-dispute --operator NAME --reason TEXT does it, too)"
                 )
         await test_monitors(self.run, deadline)
 
