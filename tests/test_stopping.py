@@ -113,6 +113,24 @@ def test_what_a_silent_monitor_said_last_is_no_beam_after_the_stop(number: int, 
     assert "BEAM_WITHOUT_REQUEST" not in {trip["id"] for trip in delivery.named("trip")}
 
 
+def test_monitors_that_stay_silent_are_waited_for_two_milliseconds_before_the_chain_is_asked(tmp_path: Path) -> None:
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=SILENT[1] + SILENT[2], whole=False)
+    asked = [e for e in delivery.named("warning") if "the chain's sensor alone" in e["text"]]
+    assert 6_000_000 <= asked[0]["t_ns"] - delivery.named("trip")[0]["t_ns"] < 7_900_000
+
+
+def test_a_frame_of_before_the_proof_time_proves_nothing(tmp_path: Path) -> None:
+    async def operator(delivery: Delivery) -> None:
+        await delivery.until(lambda: with_beam(delivery))
+        delivery.commands.abort(NAME, "for the test")
+        for number in SILENT:
+            delivery.world.room.plant.parameters[f"silent_{number}"] = 1
+
+    delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", script=operator, whole=False)
+    assert any("the chain's sensor alone" in e["text"] for e in delivery.named("warning"))
+    assert "BEAM_WITHOUT_REQUEST" not in {trip["id"] for trip in delivery.named("trip")}
+
+
 def test_after_a_stop_the_rings_are_booked_and_agree_with_the_counters(tmp_path: Path) -> None:
     scenario = fault("plant.emergency_stop", value=1)
     delivery = run_delivery(PLAN, "carbon-fixed", tmp_path / "t", faults=scenario, whole=False)
