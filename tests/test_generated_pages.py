@@ -28,7 +28,8 @@ def test_the_page_on_faults_is_current() -> None:
 
 
 def test_the_page_on_hazards_is_current() -> None:
-    assert (DOCS / "safety" / "hazards.md").read_text(encoding="utf-8") == hazards(analysis())
+    figures = json.loads((DOCS / "safety" / "campaign.json").read_text(encoding="utf-8"))
+    assert (DOCS / "safety" / "hazards.md").read_text(encoding="utf-8") == hazards(analysis(), figures)
 
 
 def test_the_page_on_kills_is_current() -> None:

@@ -45,7 +45,9 @@ def campaign_page(s: Summary) -> str:
             f"| false trips among these | {s['false_trips']} |",
             f"| too much at the worst point, at most (limit {LIMIT_GY:g} Gy) | {s['worst_overdose_gy']:.3g} Gy |",
             f"| of ions beyond the position limit alone | {s['worst_misplaced_gy']:.3g} Gy |",
-            f"| of beam that no journal has | {s['worst_unaccounted_gy']:.3g} Gy |",
+            "| of beam in no visit of the journal (controller killed, disk dead, chopper stuck), "
+            "which the devices' counters have | "
+            f"{s['worst_unaccounted_gy']:.3g} Gy |",
             "",
             "## By fault",
             "",
