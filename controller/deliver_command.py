@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from controller.cli_text import print_json, say, summary_text
 from controller.delivery.roles import demand_reset_role
+from controller.fault_places import why_never
 from controller.plan.check import CheckReport
 from controller.plan.table import format_report
-from drivers.errors import Refused, SpotwiseError, Stopped
+from drivers.errors import BadInput, Refused, SpotwiseError, Stopped
 from interlocks.conditions import matrix
 from interlocks.roles import SIMULATED, is_operator, is_physicist, stranger
 from sites.loader import load_site, shipped_sites
 from sites.schema import Site
 
 if TYPE_CHECKING:
+    from controller.plan.model import Plan
     from controller.resume import Interrupted
     from controller.session import Order
 
@@ -45,7 +47,7 @@ def deliver(options: argparse.Namespace, check: Callable[[Site], CheckReport]) -
     from controller.session import Order, make_directory  # noqa: PLC0415
 
     assert report.loaded is not None
-    scenario = _scenario(options, site, options.clock)
+    scenario = _scenario(options, site, options.clock, report.loaded.plan)
     out = options.out or Path(f"treatment-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     ledger = ledger_path(site, out, options.ledger)
     fraction = fraction_due(ledger, candidate(site, report.loaded, options.fraction))
@@ -88,7 +90,7 @@ def resume(options: argparse.Namespace) -> int:
     report = treatment.check()
     if report.outcome != "deliverable":
         return _not_deliverable(options, report)
-    scenario = _scenario(options, site, treatment.clock)
+    scenario = _scenario(options, site, treatment.clock, treatment.loaded.plan)
     if options.later is not None and treatment.clock != "virtual":
         raise Refused("--later is for the virtual clock: on the real one a part begins when it begins")
     pause = VIRTUAL_PAUSE if options.later is None else timedelta(hours=options.later)
@@ -126,8 +128,11 @@ def _decision(options: argparse.Namespace, site: Site) -> Any:
     return Decision(operator, reason, options.trust)
 
 
-def _scenario(options: argparse.Namespace, site: Site, clock: str) -> Mapping[str, str] | None:
-    """The fault scenario, for the record. Raises `Refused` where a room with real devices shall be simulated."""
+def _scenario(options: argparse.Namespace, site: Site, clock: str, plan: Plan) -> Mapping[str, str] | None:
+    """The fault scenario, for the record. Raises `Refused` where a room with real devices shall be simulated.
+
+    Raises `BadInput` for one that means nothing, on this clock or in this plan.
+    """
     if not site.all_simulated and (options.fault is not None or clock == "virtual"):
         raise Refused("--fault and --clock virtual are for rooms in which every device is simulated")
     if options.fault is None:
@@ -137,6 +142,9 @@ def _scenario(options: argparse.Namespace, site: Site, clock: str) -> Mapping[st
     # a scenario that cannot be played must not leave a directory (or a part) behind
     faults = load_scenario(options.fault)
     faults.check_clock(clock, options.fault)
+    for at, fault in enumerate(faults, 1):
+        if why := why_never(fault.place, plan):
+            raise BadInput(f"{options.fault}: fault {at}: {fault.name} at {fault.place.words()} never happens: {why}")
     return faults.as_record()
 
 

@@ -28,8 +28,9 @@ for_s = 0.005
 ```
 
 A name, parameter, place or value that means nothing is refused with exit status 2, file and line, and the nearest that
-does. The scenario and its hash are in run.json, summary.json, the journal and the report, with the time at which each
-fault began and ended; a fault that never fired is said on stderr and in the same places.
+does; `deliver` and `resume` also refuse a field, layer or visit that their plan does not have. The scenario and its
+hash are in run.json, summary.json, the journal and the report, with the time at which each fault began and ended; a
+fault that never fired is said on stderr and in the same places.
 
 ## Where a fault happens
 

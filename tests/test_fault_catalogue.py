@@ -258,12 +258,12 @@ def test_a_scenario_is_in_the_record_and_what_never_fired_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenario = tmp_path / "scenario.toml"
-    scenario.write_text(entry(catalogue()["spill_ends_early"]) + entry(SPIKE, at={"field": 9, "visit": 1}))
+    scenario.write_text(entry(catalogue()["spill_ends_early"]) + entry(SPIKE, at={"spill": 99}))
     out = tmp_path / "t"
     given = [str(PLAN), "--site", "carbon-fixed", "--clock", "virtual", "--fault", str(scenario), "--out", str(out)]
     assert main(["deliver", *given, "--json"]) == 0
     said = capsys.readouterr()
-    assert "fault 2 (spill_spike at field 9, visit 1) never fired" in said.err
+    assert "fault 2 (spill_spike at spill 99) never fired" in said.err
     faults = json.loads(said.out)["faults"]
     assert faults["sha256"] == hashlib.sha256(scenario.read_bytes()).hexdigest()
     assert [fault["fired_s"] is None for fault in faults["played"]] == [False, True]
@@ -273,6 +273,27 @@ def test_a_scenario_is_in_the_record_and_what_never_fired_is_said(
     assert faults["sha256"] in page
     assert "never fired" in page
     assert main(["verify", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("at", "why"),
+    [
+        ({"field": 7}, "field 7: the plan has 2 fields"),
+        ({"field": 2, "layer": 3}, "layer 3: field B_VERTICAL has 2 layers"),
+        ({"layer": 3}, "layer 3: the plan has at most 2 layers"),
+        ({"field": 1, "visit": 99999}, "visit 99999: field A_LATERAL has 24 visits"),
+        ({"visits": 49}, "visits 49: the plan has 48 in all"),
+    ],
+)
+def test_a_place_that_the_plan_does_not_have_is_refused_before_anything_is_written(
+    at: dict[str, Any], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario, out = tmp_path / "scenario.toml", tmp_path / "t"
+    scenario.write_text(entry(SPIKE, at=at))
+    room = ["--site", "carbon-fixed", "--clock", "virtual", "--fault", str(scenario)]
+    assert main(["deliver", str(PLAN), *room, "--out", str(out)]) == 2
+    assert why in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_fault_of_the_virtual_clock_alone_is_refused_on_the_real_one(tmp_path: Path) -> None:
