@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.cli_text import print_json, say, summary_text
-from controller.plan.check import CheckReport, check_plan
+from controller.plan.check import CheckReport, check_plan, with_findings
 from controller.plan.table import format_report
 from drivers.errors import BadInput, Refused, SpotwiseError
 from sites.loader import load_site, shipped_sites
@@ -275,7 +275,12 @@ def _checked(options: argparse.Namespace, site: Site) -> CheckReport:
 
 
 def _check(options: argparse.Namespace) -> int:
-    report = _checked(options, load_site(options.site))
+    site = load_site(options.site)
+    report = _checked(options, site)
+    if report.outcome == "deliverable" and (site.qualification.output_qa or not site.all_simulated):
+        from controller.preconditions import room_wants  # noqa: PLC0415
+
+        report = with_findings(report, room_wants(site, report.loaded))
     if options.json:
         print_json(report.to_json())
     else:

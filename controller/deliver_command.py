@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 def deliver(options: argparse.Namespace, check: Callable[[Site], CheckReport]) -> int:
     """The main job. `check`: checks the plan of the command line against a site."""
     site = load_site(options.site)
+    _nothing_is_simulated_but_devices(options, site, options.clock)
     operator, reason = _authority(options, site)
     report = check(site)
     if report.outcome != "deliverable":
@@ -85,6 +86,7 @@ def resume(options: argparse.Namespace) -> int:
     if treatment.finished:
         return _report_finished(options, treatment)
     site = treatment.site
+    _nothing_is_simulated_but_devices(options, site, treatment.clock)
     operator, reason = _authority(options, site)
     demand_reset_role(site, operator, treatment.carried.trips)
     report = treatment.check()
@@ -128,13 +130,18 @@ def _decision(options: argparse.Namespace, site: Site) -> Any:
     return Decision(operator, reason, options.trust)
 
 
-def _scenario(options: argparse.Namespace, site: Site, clock: str, plan: Plan) -> Mapping[str, str] | None:
-    """The fault scenario, for the record. Raises `Refused` where a room with real devices shall be simulated.
-
-    Raises `BadInput` for one that means nothing, on this clock or in this plan.
-    """
+def _nothing_is_simulated_but_devices(options: argparse.Namespace, site: Site, clock: str) -> None:
+    """Raise `Refused` where time or faults shall be played in a room with a real device."""
     if not site.all_simulated and (options.fault is not None or clock == "virtual"):
-        raise Refused("--fault and --clock virtual are for rooms in which every device is simulated")
+        real = [name for name, device in site.devices.items() if device.kind == "real"]
+        raise Refused(
+            "--fault and --clock virtual are for rooms in which every device is simulated; real here: "
+            + ", ".join(real)
+        )
+
+
+def _scenario(options: argparse.Namespace, site: Site, clock: str, plan: Plan) -> Mapping[str, str] | None:
+    """The fault scenario, for the record. Raises `BadInput` for one that this clock or this plan cannot have."""
     if options.fault is None:
         return None
     from controller.compose import load_scenario  # noqa: PLC0415

@@ -337,11 +337,48 @@ def test_a_real_device_wants_a_terminal_an_operator_and_a_reason(tmp_path: Path)
     site = site_with_a_real_device(tmp_path)
     status, _, err = spotwise("check", PLAN, "--site", site)
     assert status == 0, err
-    for more in ([], ["--operator", "simulated", "--reason", "x"], ["--clock", "virtual"]):
+    terminal = "needs a terminal, --operator and --reason"
+    for more, why in (
+        ([], terminal),
+        (["--operator", "simulated", "--reason", "x"], terminal),
+        (["--clock", "virtual"], "for rooms in which every device is simulated; real here: gantry"),
+    ):
         done = command("deliver", PLAN, "--site", site, "--out", tmp_path / "t", *more)
         assert done.returncode == 3, done.stderr
-        assert "needs a terminal, --operator and --reason" in done.stderr
+        assert why in done.stderr
         assert not (tmp_path / "t").exists()
+
+
+def test_check_lists_at_once_what_deliver_will_ask_for_in_a_real_room(tmp_path: Path) -> None:
+    """ROOM_WANTS: nothing of it is about the plan, so outcome and exit status stay."""
+    file = site_with_a_real_device(tmp_path)
+    kept = tmp_path / "qualification.json"
+    text = file.read_text(encoding="utf-8").replace('names = ["simulated"]', 'names = ["anna"]')
+    file.write_text(f'{text}\n[qualification]\noutput_qa = true\nfile = "{kept}"\n', encoding="utf-8")
+    (tmp_path / "permits.key").unlink()
+    status, out, _ = spotwise("check", PLAN, "--site", file, "--json")
+    assert status == 0
+    report = one_object(out)
+    assert report["outcome"] == "deliverable"
+    told = [(f["severity"], f["message"]) for f in report["findings"] if f["rule"] == "ROOM_WANTS"]
+    for words in (
+        "no qualification of this PC for today",
+        "no output QA of today",
+        "permits.key_file: ",
+        "no record.pseudonym_key_file",
+    ):
+        assert len([m for severity, m in told if severity == "warn" and words in m]) == 1, (words, told)
+    assert [m for severity, m in told if severity == "note"] == [
+        "deliver needs a terminal, --operator NAME (one of anna) and --reason TEXT, on the real clock"
+    ]
+    named = tmp_path / "room.key"
+    with file.open("a", encoding="utf-8") as more:
+        more.write(f'[record]\npseudonym_key_file = "{named}"\n')
+    again = one_object(spotwise("check", PLAN, "--site", file, "--json")[1])["findings"]
+    assert not [f for f in again if "pseudonym_key_file" in f["message"]]  # the first delivery makes it
+    assert not named.exists()
+    simulated = one_object(spotwise("check", PLAN, "--site", "carbon-fixed", "--json")[1])["findings"]
+    assert not [f for f in simulated if f["rule"] == "ROOM_WANTS"]
 
 
 def test_simulators_that_keep_nothing_say_so_at_their_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,6 +137,11 @@ def check_loaded(loaded: LoadedPlan, name: str, site: Site, *, allow_unapproved:
         fields=tuple(_summary(site, field, time) for field, time in zip(plan.fields, totals, strict=True)),
         time_s=sum(time.total_s for time in times) if complete else None,
     )
+
+
+def with_findings(report: CheckReport, more: Sequence[Finding]) -> CheckReport:
+    """The same verdict, with findings that are not about the plan."""
+    return replace(report, findings=_severest_first((*report.findings, *more)))
 
 
 def _severest_first(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:

@@ -1,9 +1,10 @@
 """The registry of rules: every reason for which Spotwise turns a plan down or comments on it, as data.
 
-Four lists, by what follows. `MALFORMED_RULES`: the file cannot be used (exit 2). `UNSUPPORTED_RULES`: the file
+Five lists, by what follows. `MALFORMED_RULES`: the file cannot be used (exit 2). `UNSUPPORTED_RULES`: the file
 is sound, but asks for something that Spotwise does not deliver (exit 3). `PLAN_RULES`: about the plan as a
 whole, whatever the machine (exit 3 where the severity is refuse). Rules that need the numbers of a machine
-live in `controller.machine.deliverable.SITE_RULES`. `docs/rules.md` is made from all four.
+live in `controller.machine.deliverable.SITE_RULES`. `ROOM_RULES`: what `deliver` will ask for beside the plan; the
+plan may be delivered all the same. `docs/rules.md` is made from all of them.
 """
 
 from __future__ import annotations
@@ -237,12 +238,24 @@ PLAN_RULES: tuple[Rule, ...] = (
 )
 
 
+ROOM_RULES: tuple[Rule, ...] = (
+    Rule(
+        "ROOM_WANTS",
+        "warn",
+        "What deliver will ask for in this room beside a deliverable plan: qualification and output QA of the day, key "
+        "files, the ledger, a terminal with a named operator, a patient id to confirm. A note where it is only to be "
+        "brought, a warning where it is missing now, and deliver would refuse.",
+        "Bring or make it before the patient is there.",
+    ),
+)
+
+
 def rule(name: str) -> Rule:
     """Return the registered rule of this module. Raises KeyError for a name that is none."""
     return _BY_NAME[name]
 
 
-_BY_NAME = {r.name: r for r in (*MALFORMED_RULES, *UNSUPPORTED_RULES, *PLAN_RULES)}
+_BY_NAME = {r.name: r for r in (*MALFORMED_RULES, *UNSUPPORTED_RULES, *PLAN_RULES, *ROOM_RULES)}
 
 
 def finding(name: str, where: str, message: str, severity: Severity | None = None) -> Finding:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from controller.machine.deliverable import SITE_RULES
-from controller.plan.rules import MALFORMED_RULES, PLAN_RULES, UNSUPPORTED_RULES, Rule
+from controller.plan.rules import MALFORMED_RULES, PLAN_RULES, ROOM_RULES, UNSUPPORTED_RULES, Rule
 
 PAGE = Path(__file__).parents[2] / "docs" / "rules.md"
 
@@ -36,6 +36,9 @@ def _lines() -> Iterator[str]:
     )
     yield from _section("The plan as a whole", "Exit status 3 where the severity is `refuse`.", PLAN_RULES)
     yield from _section("The plan on this machine", "Exit status 3 where the severity is `refuse`.", SITE_RULES)
+    yield from _section(
+        "The room today", "Nothing about the plan: exit status and outcome stay what they are without it.", ROOM_RULES
+    )
 
 
 def _section(title: str, what: str, rules: Sequence[Rule]) -> Iterator[str]:

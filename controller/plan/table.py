@@ -9,7 +9,7 @@ from controller.machine.deliverable import SITE_RULES
 from controller.plan.check import CheckReport, FieldSummary
 from controller.plan.findings import Finding
 from controller.plan.model import Layer, PlanField
-from controller.plan.rules import MALFORMED_RULES, PLAN_RULES, UNSUPPORTED_RULES
+from controller.plan.rules import MALFORMED_RULES, PLAN_RULES, ROOM_RULES, UNSUPPORTED_RULES
 
 WIDTH = 100
 _VERDICTS = {
@@ -19,7 +19,7 @@ _VERDICTS = {
 }
 _MARKS = {"refuse": "REFUSE", "warn": "WARN", "note": "note"}
 MAX_FINDINGS = 40
-ALL_RULES = (*MALFORMED_RULES, *UNSUPPORTED_RULES, *PLAN_RULES, *SITE_RULES)
+ALL_RULES = (*MALFORMED_RULES, *UNSUPPORTED_RULES, *PLAN_RULES, *SITE_RULES, *ROOM_RULES)
 
 
 def format_report(report: CheckReport) -> str:
