@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from controller.delivery.guard import GuardLink, words
+from controller.delivery.guard import GuardLink
 from controller.dose.path import MonitorPath
 from controller.helper_process import Helper, running
 from controller.plan.model import Plan
 from drivers.errors import Refused
 from drivers.wires.addresses import same_host
-from drivers.wires.guard_link import LATCHED, MAX_BYTES, Status
+from drivers.wires.guard_link import MAX_BYTES, Status
 from interlocks.guard import Guard
 from interlocks.guard_process import default_state
 from sites.loader import effective_config
@@ -91,8 +91,6 @@ def _usable(status: Status, plan: Plan) -> None:
             f"the guard that runs (process {status.pid}) supervises another plan, {status.plan_sha256.hex()[:16]} "
             f"group {status.fraction_group}; end it, or start it with this one"
         )
-    if status.state == LATCHED:
-        raise Refused(f"the guard that runs (process {status.pid}) is latched: {words(status)}; end it and start anew")
 
 
 def _gantry_deg(plan: Plan) -> float:

@@ -200,6 +200,7 @@ def begin_part(
     journal.header(now_ns(), written)
     run = Run(order.site, loaded.plan, open_devices(order.site), path, journal, telemetry)
     run.part, run.carried, run.decision = order.part, order.carried, order.decision
+    run.begun_by = (order.operator, order.reason)
     run.fraction = order.fraction
     run.treatment = int(treatment_id(written if order.carried is None else order.carried.header)[:16], 16)
     run.epoch = utc(written, 0)

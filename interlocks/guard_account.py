@@ -17,7 +17,7 @@ from interlocks import guard_digest as d
 from interlocks.guard_judge import Dose, Finding, judge_idle, judge_left_open
 from interlocks.guard_numbers import ExpectedField
 from interlocks.guard_plan import PlannedDelivery
-from interlocks.guard_state import Delivered, Memory, StateFile
+from interlocks.guard_state import Delivered, Latched, Memory, StateFile
 from sites.schema import Site
 
 SETTLE_NS = 500_000_000
@@ -56,6 +56,8 @@ class Account:
         """`digest`: what is kept of electrometer 2's frames. Raises `BadInput` for a memory that cannot be used."""
         self.site = site
         self.memory: Memory = state.load()
+        self._kept = self.memory
+        """What the disk was given last."""
         self.opened: Opened | None = None
         self.idle: Idle | None = None
         """None before there was any frame."""
@@ -217,8 +219,17 @@ class Account:
                 counter_wall_ns=self._wall_ns(),
                 pedestal_per_s=self._pedestal_per_ns() * 1e9,
             )
+        return self._keep(self.memory)
+
+    def remember_latch(self, latched: Latched | None) -> Finding | None:
+        """Write down what is latched, and nothing else: in mid-field, the counter is that of the arming."""
+        self.memory = replace(self.memory, latched=latched)
+        return self._keep(replace(self._kept, latched=latched))
+
+    def _keep(self, memory: Memory) -> Finding | None:
+        self._kept = memory
         try:
-            self._state.save(self.memory)
+            self._state.save(memory)
         except OSError as error:
             return _disk(error)
         return None

@@ -1,4 +1,4 @@
-"""What the guard remembers over its own end: the counter it saw last, what each field got, yesterday's kTP and gain.
+"""What the guard remembers over its own end: the counter, what each field got, yesterday's kTP and gain, its latch.
 
 One small JSON file, replaced as a whole (written beside, synced, renamed), so that it is the old one or the new one. A
 disk may take its time: on the real clock a thread waits for it, and the guard goes on looking, without permits.
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from drivers.errors import BadInput
+from interlocks.conditions import matrix
 
-FORMAT = 1
+FORMAT = 2
+"""Memories of format 1 are read as well: those guards forgot their latch when they ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,17 @@ class Delivered:
     counts: float = 0.0
     beam_ns: int = 0
     flanks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Latched:
+    """What latched first, and when. A value or limit that is no number is None: JSON knows none."""
+
+    id: str
+    wall_ns: int
+    value: float | None
+    limit: float | None
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,8 @@ class Memory:
     """Armed when this was written; `counter` is the counter at its arming."""
     pedestal_per_s: float = 0.0
     """Counts a second that electrometer 2 showed without beam when this was written."""
+    latched: Latched | None = None
+    """Until somebody resets it who may."""
 
 
 class StateFile:
@@ -75,8 +90,10 @@ class StateFile:
             return Memory()
         try:
             stored: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            if stored.pop("format") != FORMAT:
+            made = stored.pop("format")
+            if made not in (1, FORMAT):
                 raise ValueError("written by another version")
+            stored["latched"] = None if made == 1 else _latched(stored["latched"])
             stored["fields"] = {name: Delivered(**values) for name, values in stored["fields"].items()}
             return Memory(**stored)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -154,6 +171,15 @@ class StateThread(StateFile):
                 self._failure = error
             else:
                 self._written = number
+
+
+def _latched(values: dict[str, Any] | None) -> Latched | None:
+    if values is None:
+        return None
+    latched = Latched(**values)
+    if latched.id not in matrix():
+        raise ValueError(f"latched {latched.id!r}, which is no condition of the matrix")
+    return latched
 
 
 def _text(memory: Memory) -> str:

@@ -2,8 +2,8 @@
 
 `interlocks.guard` feeds it frames, messages and sensors and sends what it decides. Refused: the plan as the controller
 means it is not the plan that the guard read (`guard_agreement`); another session may do better. Latched: something went
-wrong with a field armed (`guard_armed`); only an operator's reset, or a new guard, ends that. What a field has got is
-`guard_account`'s.
+wrong with a field armed (`guard_armed`); only an operator's reset ends that, and another guard with the same memory is
+latched as well. What a field has got is `guard_account`'s.
 
 One turn from top to bottom: `hear` each message, then `turn`, then `status`.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from drivers.wires.guard_link import (
@@ -34,7 +35,7 @@ from interlocks.guard_agreement import Agreement, Air
 from interlocks.guard_armed import Armed, Heard, ages_of, allow, is_fresh, judge_armed
 from interlocks.guard_judge import Finding, Sensors, judge_age
 from interlocks.guard_plan import PlannedDelivery
-from interlocks.guard_state import StateFile
+from interlocks.guard_state import Latched, StateFile
 from interlocks.guard_stream import Stream, follow, look
 from interlocks.roles import not_theirs_to_reset
 from sites.schema import GuardRules, Site
@@ -65,11 +66,14 @@ class Supervisor:
         self.account = Account(site, state, event, wall_ns, digest)
         self.agreement = Agreement(site, rules, read)
         self.armed: Armed | None = None
-        self.latched: Finding | None = None
+        self.latched: Finding | None = _restored(self.account.memory.latched)
         self.session = 0
         self.air: Air | None = None
         self.sensors: Sensors | None = None
         self._event = event
+        if self.latched is not None:
+            event("still_latched", **_numbers(self.latched))
+        self._wall_ns = wall_ns
         self._pid = pid
         self._sequence = 0
         self._wish_ns: int | None = None
@@ -160,6 +164,9 @@ class Supervisor:
             return
         self._event("reset", operator=message.operator, reason=message.reason, id=self.latched.id)
         self.latched = None
+        found = self.account.remember_latch(None)
+        if found is not None:
+            self._latch(found)
 
     # ---- the turn
 
@@ -244,7 +251,9 @@ class Supervisor:
         """First-out stays."""
         if self.latched is None:
             self.latched = finding
-            self._event("latched", **_numbers(finding))
+            numbers = _numbers(finding)
+            self._event("latched", **numbers)
+            self.account.remember_latch(Latched(wall_ns=self._wall_ns(), **numbers))  # a disk that fails, latches
 
     def _tell_agreement(self) -> None:
         agreement = self.agreement
@@ -266,6 +275,15 @@ class Supervisor:
         return Status(
             state, self._pid, sha256, plan.fraction_group, counts, found.value, found.limit, found.id, found.detail
         )
+
+
+def _restored(latched: Latched | None) -> Finding | None:
+    """What was latched when a guard before this one ended; told with its time."""
+    if latched is None:
+        return None
+    value, limit = (math.nan if number is None else number for number in (latched.value, latched.limit))
+    when = datetime.fromtimestamp(latched.wall_ns * 1e-9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Finding(latched.id, value, limit, f"{latched.detail} (latched {when})".lstrip())
 
 
 def _numbers(finding: Finding) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import json
 import os
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from drivers.errors import BadInput
-from interlocks.guard_state import Delivered, Memory, StateFile, StateThread
+from interlocks.guard_state import Delivered, Latched, Memory, StateFile, StateThread
 
 PATIENCE_S = 20.0
 """Only a defect waits so long."""
@@ -71,10 +72,11 @@ def test_its_memory_comes_back_as_it_was(tmp_path: Path) -> None:
     file = StateFile(tmp_path / "deep" / "memory.json")
     assert file.load() == Memory()
     memory = Memory(5, 6, 2**63 + 1, 1.01, 0.05, "abc:1", 2**63 + 2, 3, 2, {"0": Delivered(1.5, 7, 3)}, 0)
+    memory = replace(memory, pedestal_per_s=40.0, latched=Latched("GUARD_VISIT", 7, None, 12.0, "again"))
     file.save(memory)
     assert file.load() == memory
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["memory.json"]
-    assert json.loads((tmp_path / "deep" / "memory.json").read_text(encoding="utf-8"))["format"] == 1
+    assert json.loads((tmp_path / "deep" / "memory.json").read_text(encoding="utf-8"))["format"] == 2
     StateFile(None).save(memory)
     assert StateFile(None).load() == Memory()
 
@@ -154,13 +156,44 @@ def test_what_a_disk_could_not_take_is_told_and_is_not_saved(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "fields": {"0": {"counts": 1, "moon": 2}}}', "\x00"]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2}',
+        '{"format": 3, "fields": {}, "latched": null}',
+        '{"format": 2, "fields": {}}',
+        '{"format": 1, "fields": {"0": {"counts": 1, "moon": 2}}}',
+        "\x00",
+    ],
 )
 def test_a_damaged_memory_is_refused_by_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "memory.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(BadInput, match=r"memory\.json.*physicist"):
         StateFile(path).load()
+
+
+def test_a_memory_of_a_guard_that_forgot_its_latch_is_read(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "memory.json")
+    memory = Memory(5, 6, 7, fields={"0": Delivered(1.5, 7, 3)})
+    file.save(memory)
+    stored = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
+    assert stored.pop("latched", "nothing said") is None
+    (tmp_path / "memory.json").write_text(json.dumps({**stored, "format": 1}), encoding="utf-8")
+    assert file.load() == memory
+
+
+@pytest.mark.parametrize("change", [{"id": "GUARD_MOON"}, {"moon": 1}])
+def test_a_latch_that_nobody_knows_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    file = StateFile(tmp_path / "memory.json")
+    file.save(Memory(latched=Latched("GUARD_VISIT", 7, None, 12.0, "again")))
+    stored = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))
+    stored["latched"] |= change
+    (tmp_path / "memory.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(BadInput):
+        file.load()
 
 
 def test_a_memory_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -204,6 +204,85 @@ def test_what_is_reserved_to_a_physicist_an_operator_does_not_reset() -> None:
     assert [name for name, _ in talk.events].count("reset") == 1
 
 
+def again(talk: Talk, path: Path) -> Talk:
+    """Another guard with the memory of one that ended."""
+    another = Talk(path, site=talk.site)
+    another.counts, another.session_number = talk.counts, talk.session_number
+    return another
+
+
+def latched_in_mid_field(path: Path) -> Talk:
+    talk = Talk(path, site=staffed()).running()
+    talk.pass_ms(10, 300, beam=True)
+    talk.visit = 13
+    talk.pass_ms(10, 300, beam=True)
+    assert talk.latched == "GUARD_VISIT"
+    return talk
+
+
+def test_another_guard_with_its_memory_is_latched_until_it_is_reset_by_who_may(tmp_path: Path) -> None:
+    talk = latched_in_mid_field(tmp_path / "memory.json")
+    talk.wish(permit=0)
+    talk.mind.close(talk.now_ns)
+    another = again(talk, tmp_path / "memory.json")
+    before, now = talk.status, another.status  # its first word
+    assert (now.state, now.condition, now.value, now.limit) == (LATCHED, "GUARD_VISIT", before.value, before.limit)
+    assert now.detail == "beyond the layer (latched 2023-11-14 22:13:20 UTC)"
+    assert [name for name, _ in another.events] == ["still_latched"]
+    another.agreed(part=2)
+    another.pass_ms(1)
+    another.wish()
+    assert (another.mind.armed, another.turn()) == (None, False)
+    another.reset("anna", "looks fine")
+    third = again(another, tmp_path / "memory.json").agreed(part=2)
+    assert (another.latched, third.latched) == ("GUARD_VISIT", "GUARD_VISIT")
+    assert third.status.detail == now.detail
+    third.reset("berta", "found and cured")
+    assert (third.latched, again(third, tmp_path / "memory.json").latched) == ("", "")
+    third.pass_ms(1)
+    third.wish()
+    assert third.turn()
+
+
+def test_a_latch_in_mid_field_changes_nothing_else_of_what_is_remembered(tmp_path: Path) -> None:
+    talk = Talk(tmp_path / "memory.json", site=staffed()).armed()
+    armed = stored(tmp_path / "memory.json")
+    talk.pass_ms(10, 300)
+    talk.wish(field=1)
+    latched = stored(tmp_path / "memory.json")
+    assert armed["latched"] is None
+    assert latched.pop("latched") == {
+        "id": "GUARD_CONTROLLER", "wall_ns": talk.wall_ns, "value": 1.0, "limit": 0.0, "detail": "another field armed",
+    }  # fmt: skip
+    assert armed == {**latched, "latched": None}
+    another = again(talk, tmp_path / "memory.json")  # it was killed: what came is found in the counter
+    another.mind.first_look(talk.counts)
+    assert another.memory.fields["0"].counts == pytest.approx(300)
+
+
+def test_a_latch_or_reset_that_the_disk_does_not_take_is_latched(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    talk = Talk(path, site=staffed()).agreed()
+    talk.wish(field=9)
+    assert stored(path)["latched"]["id"] == "GUARD_CONTROLLER"
+    (tmp_path / "memory.json.new").mkdir()
+    talk.reset("anna", "seen")
+    assert talk.latched == "GUARD_DISK"
+    (tmp_path / "memory.json.new").rmdir()
+    talk.reset("anna", "there is room again")
+    assert (talk.latched, stored(path)["latched"]) == ("", None)
+
+
+def test_a_latch_without_numbers_is_remembered_without_them(tmp_path: Path) -> None:
+    talk = Talk(tmp_path / "memory.json").armed()
+    talk.session()
+    another = again(talk, tmp_path / "memory.json")
+    assert another.latched == "GUARD_CONTROLLER"
+    assert another.status.value != another.status.value
+    assert another.status.limit != another.status.limit
+    assert stored(tmp_path / "memory.json")["latched"]["value"] is None
+
+
 def test_a_guard_that_is_told_to_end_permits_nothing_more_and_says_when_it_knows_what_came() -> None:
     talk = Talk().running()
     assert not talk.mind.settled

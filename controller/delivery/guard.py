@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from controller.delivery.roles import demand_reset_role
 from controller.machine.program import LayerProgram
 from drivers.deadline import Deadline
 from drivers.errors import Refused
@@ -59,6 +60,8 @@ class GuardLink:
         self.status: Status | None = None
         self.liar: Callable[[Message], Message | None] | None = None
         """Of a fault scenario: what a defective controller makes of what it says; None of it: nothing."""
+        self.left: tuple[str, ...] = ()
+        """What the guard had kept latched when this session began, and was asked to reset."""
         self._key = key
         self._end = end
         self._session = 0
@@ -94,10 +97,12 @@ class GuardLink:
         ktp: float,
         programs: Sequence[Sequence[LayerProgram]],
         deadline: Deadline,
+        begun_by: tuple[str, str] | None = None,
     ) -> None:
         """Tell the guard all limits and wait until it agrees. Raises `Refused` with its reason.
 
-        `programs`: all layers of all fields, as if nothing were delivered yet.
+        `programs`: all layers of all fields, as if nothing were delivered yet. `begun_by`: operator and reason of who
+        begins a part, which is the reset of what the guard has kept latched (`left`), if it is this person's.
         """
         if self._end is None:
             if "guard" in self.site.permits.required:
@@ -109,6 +114,7 @@ class GuardLink:
         said = Session(sha, fraction_group, part, fraction, treatment, len(programs), len(layers), ktp)
         limit = deadline.sooner(AGREE_S)
         say_s = 0.0
+        self.left = ()
         while True:
             now_s = asyncio.get_running_loop().time()
             if now_s >= say_s:
@@ -116,10 +122,16 @@ class GuardLink:
                 self._send(said)
                 for program in layers:
                     self._send(_layer_limits(program, programs[program.field_index]))
+                if self.left and begun_by is not None:
+                    self.reset(*begun_by)
             await asyncio.sleep(0.005)
             self.listen(0)
             status = self.status
-            if status is not None and status.condition:
+            if self.latched and begun_by is not None and limit.remaining_s() > 0:
+                demand_reset_role(self.site, begun_by[0], self.latched)
+                if not self.left:
+                    self.left, say_s = self.latched, 0.0  # in a session that the guard has heard of
+            elif status is not None and status.condition:
                 raise Refused(
                     f"the guard {'is latched' if status.state == LATCHED else 'refuses'}: {words(status)}"
                     + (ANOTHER_GUARD if part > 1 and status.condition == "GUARD_RETAINED" else "")

@@ -71,6 +71,8 @@ class Run:
     """What plan, site and register maps were checked; None: nobody said, and nothing is armed."""
     carried: Carried | None = None
     """What the parts before left; None: this is the first."""
+    begun_by: tuple[str, str] | None = None
+    """Operator and reason of who began this part, and resets by it what the guard has kept; None: nobody does."""
     decision: Decision | None = None
     """A physicist's decision of a dispute between journal and hardware."""
     state: State = State.CHECKED

@@ -69,17 +69,23 @@ async def agree_with_guard(run: Run, session: int, deadline: Deadline) -> None:
     plan = run.plan
     # parts in which no field was ever begun gave nothing, and no guard was told of them
     part = 1 if run.carried is None or run.carried.baseline is None else run.part
-    await run.guard.agree(
-        session,
-        plan.file_sha256,
-        plan.fraction_group,
-        part,
-        run.fraction,
-        run.treatment,
-        corrections.ktp,
-        programs,
-        deadline,
-    )
+    try:
+        await run.guard.agree(
+            session,
+            plan.file_sha256,
+            plan.fraction_group,
+            part,
+            run.fraction,
+            run.treatment,
+            corrections.ktp,
+            programs,
+            deadline,
+            run.begun_by,
+        )
+    finally:
+        if run.guard.left and not run.guard.latched and run.begun_by is not None:
+            operator, reason = run.begun_by
+            run.event("reset", operator=operator, reason=reason, ids=list(run.guard.left))
     if run.guard.status is not None:
         run.event("guard", phase="agreed")
 
