@@ -212,6 +212,34 @@ MISTAKES = [
         ("[[scanning.calibration]]", ""),
         "at 240 MeV/u xx and yy must be 0.5 to 2",
     ),
+    (
+        'names = ["simulated"]',
+        'names = ["anna", ""]',
+        "operators.names",
+        ("names", "[operators]"),
+        "'' names nobody",
+    ),
+    (
+        'names = ["simulated"]',
+        'names = ["anna", " "]',
+        "operators.names",
+        ("names", "[operators]"),
+        "' ' names nobody",
+    ),
+    (
+        'names = ["simulated"]',
+        'names = ["anna "]',
+        "operators.names",
+        ("names", "[operators]"),
+        "'anna ' names nobody",
+    ),
+    (
+        'names = ["simulated"]',
+        'names = ["anna"]\nphysicists = [""]',
+        "operators.physicists",
+        ("physicists", "[operators]"),
+        "'' names nobody",
+    ),
 ]
 
 
