@@ -75,7 +75,8 @@ def read_plan(path: Path, *, fraction_group: int | None, gantry_deg: float) -> P
     except Exception as error:
         # Boundary: what pydicom raises for a damaged file is in no list (NotImplementedError is), and a guard that
         # ends by it tells nobody why. Whatever it is, the file is not used.
-        raise BadInput(f"{path}: the guard finds no plan that it understands: {error!r}") from error
+        why = str(error) if type(error) is ValueError else repr(error)  # what we found ourselves is a sentence
+        raise BadInput(f"{path}: the guard finds no plan that it understands: {why}") from error
     return PlannedDelivery(hashlib.sha256(data).hexdigest(), group, tuple(fields))
 
 

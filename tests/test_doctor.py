@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from controller.doctor.command import format_doctor
 from controller.doctor.host import asyncio_item, collection_items, disk_items, scheduler_items
 from controller.doctor.items import Item, at_most, worst
 from controller.doctor.limits import limits_of, realtime_wishes, round_trip_limits_ms
@@ -403,3 +404,12 @@ def test_the_permit_key_must_be_there_whole_and_its_owners(
         path.chmod(mode)
     permits = CARBON.permits.model_copy(update={"key_hex": None, "key_file": str(path)})
     assert key_item(CARBON.model_copy(update={"permits": permits})).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [("ok", "fit to deliver today;"), ("warn", "fit to deliver today, with warnings;"), ("fail", "NOT fit to deliver")],
+)
+def test_the_doctors_last_line_is_a_sentence(verdict: str, said: str) -> None:
+    result = {"site": "s", "host": "h", "date": "d", "version": "v", "items": [], "verdict": verdict, "file": "q.json"}
+    assert format_doctor(result).splitlines()[-1].startswith(said)

@@ -142,7 +142,11 @@ def test_a_guard_whose_memory_is_elsewhere_is_refused_and_it_is_said_what_to_do(
     assert "GUARD_RETAINED" in err
     assert "start that one again, with the --state that it had" in err
     (tmp_path / "memory.json").replace(out / "guard-state.json")
-    assert spotwise("resume", out)[0] == 0
+    status, text, err = spotwise("resume", out)
+    assert status == 0
+    planned = text.split(" of ")[2].split(" MU")[0]
+    assert {line.split(" MU,")[0].split(" of ")[-1] for line in err.splitlines() if " MU," in line} == {planned}
+    assert "of virtual time, whose date follows from plan, site and seed" in (out / "report.html").read_text()
     whole(out)
 
 

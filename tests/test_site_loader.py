@@ -390,3 +390,11 @@ q = 1
     assert lines["n", 1, "m", "q"] == 14
     assert line_of(lines, ("n", 1, "m", "missing", 4)) == 13
     assert line_of(lines, ("nothing",)) == 1
+
+
+def test_the_page_of_sites_has_every_shipped_site_and_every_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sites.md").read_text(encoding="utf-8")
+    assert [name for name in shipped_sites() if f"| `{name}` |" not in page] == []
+    _, _, tables = page.partition("## The tables")
+    plain = {"name", "title", "research"}
+    assert [name for name in Site.model_fields if name not in plain and f"`{name}" not in tables] == []

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -55,6 +56,8 @@ class Treatment:
     def __init__(self, run: Run, key: bytes) -> None:
         self.run = run
         self.ledger = Ledger(run)
+        # of the spots, as in summary and record: a beam's own meterset may differ in the last digit
+        run.tally.meterset_planned = math.fsum(w for f in run.plan.fields for layer in f.layers for w in layer.meterset)
         self.watch = Watch(run, self.ledger)
         self._key = key
         self._group = asyncio.TaskGroup()
@@ -156,7 +159,6 @@ class Treatment:
         build_programs(run, visits)
         self._fields = [i for i in self._fields if run.carried is None or any(len(p.visits) for p in run.programs[i])]
         run.tally.spots_total = sum(len(p.visits) for programs in run.programs for p in programs)
-        run.tally.meterset_planned = sum(f.meterset for f in run.plan.fields)
         await step_gate(run)
         session = run.nonce()
         run.path.load_key(self._key, session)

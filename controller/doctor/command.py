@@ -89,8 +89,9 @@ def format_doctor(result: dict[str, Any]) -> str:
         lines.append(f"{item['verdict']:<5}{item['name']:<33}{detail}".rstrip())
         if item["advice"]:
             lines.append(f"{'':<5}{'':<33}-> {item['advice']}")
-    answer = {"ok": "fit", "warn": "fit, with warnings", "fail": "NOT fit"}[result["verdict"]]
-    lines.append(f"{answer} to deliver today; kept in {result['file']}")
+    answer = "NOT fit" if result["verdict"] == "fail" else "fit"
+    warned = ", with warnings" if result["verdict"] == "warn" else ""
+    lines.append(f"{answer} to deliver today{warned}; kept in {result['file']}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ def write_report(journal: Journal, summary: dict[str, Any], path: Path) -> None:
         raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def _when(header: dict[str, Any], begun: datetime) -> str:
+    virtual = (
+        " of virtual time, whose date follows from plan, site and seed" if header.get("clock") == "virtual" else ""
+    )
+    return f"{begun:%Y-%m-%d %H:%M:%S} UTC{virtual}"
+
+
 def report(journal: Journal, summary: dict[str, Any]) -> str:
     """Return the page."""
     header = journal.header
@@ -52,7 +60,7 @@ def report(journal: Journal, summary: dict[str, Any]) -> str:
     body = [
         "<h1>Treatment report</h1>",
         f'<p class="muted">{_e(header["site"]["title"])} &middot; '
-        f"plan {_e(header['plan']['label'] or 'without a label')} &middot; {begun:%Y-%m-%d %H:%M:%S} UTC</p>",
+        f"plan {_e(header['plan']['label'] or 'without a label')} &middot; {_when(header, begun)}</p>",
         _banner(journal, summary),
         _facts(summary),
         "<h2>Fields</h2>",
