@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from sites.accelerator import Accelerator
 from sites.devices import (
@@ -103,13 +103,12 @@ class Operators(Table):
     confirmation_s: Positive = 300.0
     """From the confirmation of patient and position to arming, at most."""
 
-    @field_validator("names", "physicists")
-    @classmethod
-    def _names_somebody(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
+    @model_validator(mode="after")
+    def _each_names_somebody(self) -> Self:
+        for name in self.names:
             if not name or name != name.strip():
-                raise ValueError(f"{name!r} names nobody, being empty or with blanks around it")
-        return names
+                raise ValueError(f"names: {name!r} names nobody, being empty or with blanks around it")
+        return self
 
     @model_validator(mode="after")
     def _physicists_are_operators(self) -> Self:

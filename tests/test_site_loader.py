@@ -233,13 +233,6 @@ MISTAKES = [
         ("names", "[operators]"),
         "'anna ' names nobody",
     ),
-    (
-        'names = ["simulated"]',
-        'names = ["anna"]\nphysicists = [""]',
-        "operators.physicists",
-        ("physicists", "[operators]"),
-        "'' names nobody",
-    ),
 ]
 
 
