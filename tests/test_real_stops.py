@@ -391,3 +391,32 @@ async def test_a_full_disk_stops_the_beam_and_what_was_written_stays_readable(ro
     rebuilt = await spotwise(room, "report", str(out))
     assert rebuilt.status == 0, rebuilt
     partial_record(out)
+
+
+@pytest.mark.slow
+async def test_a_killed_and_resumed_treatment_verifies_while_its_simulators_still_run_and_after_their_end(
+    room: RealRoom,
+) -> None:
+    out = room.folder / "out"
+    async with run(room, *delivery(room, out)) as controller:
+        await controller.said("DELIVERING")
+        await asyncio.sleep(0.5)
+        controller.send(signal.SIGKILL)
+        await controller.ended()
+    try:
+        resumed = await spotwise(room, "resume", str(out))
+        assert resumed.status == 0, resumed
+        verified = await spotwise(room, "verify", str(out))
+        assert verified.status == 0, verified
+        (survivors,) = [line for line in processes_of(room) if "simulators.serve" in line]
+    finally:
+        for line in processes_of(room):
+            if "simulators.serve" in line:
+                os.kill(int(line.split(":")[0]), signal.SIGTERM)
+    assert survivors
+    await until("the simulators end", lambda: not processes_of(room))
+    assert not (out / "simulators-state.live").exists()
+    verified = await spotwise(room, "verify", str(out))
+    assert verified.status == 0, verified
+    (out / "identity.dcm").write_bytes(b"another")
+    assert (await spotwise(room, "verify", str(out))).status == 3
