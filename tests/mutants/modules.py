@@ -56,7 +56,12 @@ GROUPS = {
             "interlocks/latch.py",
             "interlocks/conditions.py",
         ),
-        ("tests/test_slow_conditions.py", "tests/test_interlock_matrix.py"),
+        (
+            "tests/test_slow_conditions.py",
+            "tests/test_identity_age.py::test_an_identity_counts_until_its_limit_and_not_from_the_future",
+            "tests/test_identity_age.py::test_a_device_that_never_said_who_it_is_is_named",
+            "tests/test_interlock_matrix.py",
+        ),
     ),
     "roles": Group(
         False,
@@ -66,6 +71,8 @@ GROUPS = {
             "tests/test_roles.py::test_with_one_real_device_the_name_simulated_has_no_role_even_if_the_site_lists_it",
             "tests/test_roles.py::test_every_condition_is_reset_by_whom_the_matrix_says",
             "tests/test_roles.py::test_one_reserved_condition_among_others_is_named_and_once",
+            "tests/test_roles.py::test_a_simulated_room_that_lists_nobody_takes_any_name_and_a_real_one_does_not",
+            "tests/test_roles.py::test_in_a_simulated_room_a_given_name_counts_and_none_is_simulated",
             "tests/test_arming.py::test_a_confirmation_holds_for_its_field_and_set_up_and_for_its_time",
         ),
     ),
@@ -116,6 +123,12 @@ GROUPS = {
             "controller/delivery/stopping.py",
             "controller/delivery/proof.py",
         ),
-        ("tests/test_standing.py", "tests/test_stopping.py", "tests/test_beam_off_proof.py", "tests/test_integrity.py"),
+        (
+            "tests/test_standing.py",
+            "tests/test_identity_age.py::test_an_armed_room_in_which_one_device_no_longer_says_who_it_is_is_stopped",
+            "tests/test_stopping.py",
+            "tests/test_beam_off_proof.py",
+            "tests/test_integrity.py",
+        ),
     ),
 }
