@@ -135,7 +135,9 @@ def judge_frame_1(m, delta, since_change, span_ns, t_ns, now_ns):
     if v.visit <= 0:
         return
     plan = m.plan[v.visit]
-    counts = dose_counts(m, s.counts_1, v.counts_1, v.t_start_ns, s.quiet_counts_1, s.quiet_ns_1, t_ns)
+    rate = bounded_pedestal(m, s.quiet_counts_1, s.quiet_ns_1)
+    pedestal = visit_pedestal(rate, t_ns - v.t_start_ns, v.quiet_counts_1, v.quiet_ns_1)
+    counts = float(s.counts_1 - v.counts_1) - pedestal
     limit = plan.preset + max(plan.preset * limits.spot_dose, limits.spot_dose_counts) + plan.slack_1
     if counts > limit:
         latch(m, SPOT_DOSE_PRIMARY, counts, limit, t_ns, now_ns)
@@ -188,10 +190,13 @@ def bounded_pedestal(m, counts, span_ns):
     return min(max(pedestal, -bound), bound)
 
 
-@compiled
-def dose_counts(m, counts, start, start_ns, quiet_counts, quiet_ns, t_ns):
-    """Counts of a visit so far, less the pedestal of its time as last measured."""
-    return float(counts - start) - bounded_pedestal(m, quiet_counts, quiet_ns) * float(t_ns - start_ns)
+@compiled_inline
+def visit_pedestal(rate, span_ns, quiet_counts, quiet_ns):
+    """Counts of pedestal in a visit: as counted while it waited without beam, by the measured rate (per ns) else.
+
+    By the rate alone the few counts of its last seconds would be stretched over a pause of minutes.
+    """
+    return float(quiet_counts) + rate * float(span_ns - quiet_ns)
 
 
 @compiled_inline
@@ -216,7 +221,9 @@ def judge_frame_2(m, delta, since_change, t_ns, now_ns):
         if v.ended == 1:
             # stream 2 has not shown the last change yet: its counts are of both visits
             expected += m.plan[m.measured[s.measured % m.measured.shape[0]].visit].expected_2
-        counts = dose_counts(m, s.counts_2, v.counts_2, v.t_start_ns, s.quiet_counts_2, s.quiet_ns_2, t_ns)
+        rate = bounded_pedestal(m, s.quiet_counts_2, s.quiet_ns_2)
+        pedestal = visit_pedestal(rate, t_ns - v.t_start_ns, v.quiet_counts_2, v.quiet_ns_2)
+        counts = float(s.counts_2 - v.counts_2) - pedestal
         limit = expected + max(expected * m.limits.spot_dose, m.limits.secondary_counts) + plan.slack_2
         if counts > limit:
             latch(m, SPOT_DOSE_SECONDARY, counts, limit, t_ns, now_ns)

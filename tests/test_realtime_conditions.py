@@ -587,6 +587,25 @@ def test_a_pedestal_that_rises_in_a_long_field_takes_nothing_from_what_the_field
     assert (trip.number, trip.value) == (numbers.FIELD_DOSE_PRIMARY, 1001.0)
 
 
+def test_a_pause_in_a_visit_counts_its_pedestal_as_it_is_and_not_by_its_last_seconds(script: Script) -> None:
+    limits = script.path.monitor.limits
+    limits["idle_counts_1"] = limits["idle_counts_2"] = 1e9
+    add_1, add_2 = script.rates()
+    script.begin(1)
+    script.tick(20, add_1=add_1, add_2=add_2)
+    script.beam(False)
+    # a pedestal that fades: by what is left of it at the end the visit would have got the rest as dose
+    assert without_beam(script, 6000, 12) is None
+    assert script.tick(6000) is None
+    script.beam(True)
+    script.tick(TICKS - 20, add_1=add_1, add_2=add_2)
+    assert script.deliver(2, TICKS) is None
+    row = script.path.take_measured()[0]
+    assert row["pedestal_1"] == row["pedestal_2"] == pytest.approx(500, abs=10)
+    assert row["delta_1"] - row["late_1"] == pytest.approx(TICKS * add_1, abs=12)
+    assert row["delta_2"] - row["late_2"] == pytest.approx(TICKS * add_2, abs=12)
+
+
 def test_every_number_has_a_cause_here() -> None:
     assert {number for number, _, _ in FIRES} == set(all_numbers().values())
 

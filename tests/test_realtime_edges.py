@@ -7,7 +7,7 @@ import math
 import pytest
 
 from interlocks import numbers
-from interlocks.realtime import VISIT_APART_FRAMES, dose_counts
+from interlocks.realtime import VISIT_APART_FRAMES, bounded_pedestal, visit_pedestal
 from tests.frame_script import SETTLE_TICKS, Script
 from tests.plan_models import spots
 from tests.plant_rig import CARBON, TOKEN, monitor_path, programs_of
@@ -86,12 +86,15 @@ def test_what_a_field_got_is_judged_while_something_is_permitted(script: Script,
     ("quiet_counts", "quiet_ns", "less"),
     [(50, 10**8, 50.0), (-50, 10**8, -50.0), (500, 10**8, 100.0), (-500, 10**8, -100.0), (50, 0, 0.0)],
 )
-def test_the_pedestal_of_its_time_is_no_dose_and_bounded(
+def test_a_pedestal_is_bounded_by_what_its_own_condition_lets_pass(
     script: Script, quiet_counts: int, quiet_ns: int, less: float
 ) -> None:
-    begun_ns, now_ns = 2_000_000_000, 2_100_000_000  # 0.1 s, in which the site allows a pedestal of 100 counts
-    memory = script.path.monitor.memory[0]
-    assert dose_counts(memory, 1000, 400, begun_ns, quiet_counts, quiet_ns, now_ns) == pytest.approx(600.0 - less)
+    rate = bounded_pedestal(script.path.monitor.memory[0], quiet_counts, quiet_ns)
+    assert rate * 1e8 == pytest.approx(less)  # 0.1 s, in which the site allows 100 counts
+
+
+def test_a_visits_pedestal_is_what_it_counted_while_it_waited_and_the_rate_for_the_rest() -> None:
+    assert visit_pedestal(2e-6, 5_000_000, 7, 3_000_000) == pytest.approx(7 + 4)
 
 
 def test_a_visit_that_electrometer_2_has_not_begun_yet_is_not_judged_on_it(script: Script) -> None:

@@ -92,10 +92,9 @@ static double bounded_pedestal(const memory_t *m, int64_t counts, int64_t span_n
     return bounded < bound ? bounded : bound;
 }
 
-static double dose_counts(const memory_t *m, int64_t counts, int64_t start, int64_t start_ns, int64_t quiet_counts,
-                          int64_t quiet_ns, int64_t t_ns)
+static double visit_pedestal(double rate, int64_t span_ns, int64_t quiet_counts, int64_t quiet_ns)
 {
-    return (double)(counts - start) - bounded_pedestal(m, quiet_counts, quiet_ns) * (double)(t_ns - start_ns);
+    return (double)quiet_counts + rate * (double)(span_ns - quiet_ns);
 }
 
 static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int64_t span_ns, int64_t t_ns,
@@ -125,7 +124,9 @@ static void judge_frame_1(memory_t *m, int64_t delta, int64_t since_change, int6
     if (v->visit <= 0)
         return;
     const plan_t *plan = &m->plan[v->visit];
-    double counts = dose_counts(m, s->counts_1, v->counts_1, v->t_start_ns, s->quiet_counts_1, s->quiet_ns_1, t_ns);
+    double rate = bounded_pedestal(m, s->quiet_counts_1, s->quiet_ns_1);
+    double pedestal = visit_pedestal(rate, t_ns - v->t_start_ns, v->quiet_counts_1, v->quiet_ns_1);
+    double counts = (double)(s->counts_1 - v->counts_1) - pedestal;
     double limit = plan->preset + larger_f(plan->preset * limits->spot_dose, limits->spot_dose_counts) + plan->slack_1;
     if (counts > limit)
         latch(m, SPOT_DOSE_PRIMARY, counts, limit, t_ns, now_ns);
@@ -159,7 +160,9 @@ static void judge_frame_2(memory_t *m, int64_t delta, int64_t since_change, int6
         double expected = plan->expected_2;
         if (v->ended == 1)
             expected += m->plan[m->measured[s->measured % MEASURED_RING].visit].expected_2;
-        double counts = dose_counts(m, s->counts_2, v->counts_2, v->t_start_ns, s->quiet_counts_2, s->quiet_ns_2, t_ns);
+        double rate = bounded_pedestal(m, s->quiet_counts_2, s->quiet_ns_2);
+        double pedestal = visit_pedestal(rate, t_ns - v->t_start_ns, v->quiet_counts_2, v->quiet_ns_2);
+        double counts = (double)(s->counts_2 - v->counts_2) - pedestal;
         double limit =
             expected + larger_f(expected * m->limits.spot_dose, m->limits.secondary_counts) + plan->slack_2;
         if (counts > limit)
@@ -581,11 +584,12 @@ static void end_visit(memory_t *m, int64_t t_ns, int64_t counts, int beam_goes_o
     double rate_2 = (double)(s->delta2_0 + s->delta2_1 + s->delta2_2) / (3.0 * FRAME_NS);
     double late_1 = beam_goes_on ? rate_1 * limits->lag_1_ns : 0.0;
     double late_2 = beam_goes_on ? rate_2 * limits->lag_2_ns : 0.0;
-    double span_ns = (double)(t_ns - v->t_start_ns);
+    int64_t span_ns = t_ns - v->t_start_ns;
     double pedestal_1 = s->quiet_ns_1 > 0 ? (double)s->quiet_counts_1 / (double)s->quiet_ns_1 : 0.0;
+    double pedestal_2 = s->quiet_ns_2 > 0 ? (double)s->quiet_counts_2 / (double)s->quiet_ns_2 : 0.0;
     row->late_1 = late_1 - v->late_1;
-    row->pedestal_1 = pedestal_1 * span_ns;
-    row->pedestal_2 = 0.0;
+    row->pedestal_1 = visit_pedestal(pedestal_1, span_ns, v->quiet_counts_1, v->quiet_ns_1);
+    row->pedestal_2 = visit_pedestal(pedestal_2, span_ns, v->quiet_counts_2, v->quiet_ns_2);
     row->delta_1 = (double)(counts - v->counts_1) - row->pedestal_1 + row->late_1;
     row->late_2 = late_2 - v->late_2;
     row->counts_2 = -1;
@@ -637,13 +641,12 @@ static void publish_visit(memory_t *m, int64_t counts_2, int64_t now_ns)
     measured_t *row = &m->measured[s->measured % MEASURED_RING];
     const plan_t *plan = &m->plan[row->visit];
     if (counts_2 >= 0 && v->counts_2 >= 0) {
-        double pedestal_2 = s->quiet_ns_2 > 0 ? (double)s->quiet_counts_2 / (double)s->quiet_ns_2 : 0.0;
         row->counts_2 = counts_2;
-        row->pedestal_2 = pedestal_2 * (double)(row->t_end_ns - row->t_start_ns);
         row->delta_2 = (double)(counts_2 - v->counts_2) - row->pedestal_2 + row->late_2;
         if (plan->per_particle_2 > 0.0)
             s->particles_2 += row->delta_2 / plan->per_particle_2;
     } else {
+        row->pedestal_2 = 0.0;
         row->quality |= QUALITY_FRAMES_LOST;
     }
     judge_visit(m, row, row->t_end_ns, now_ns);
@@ -664,6 +667,8 @@ static void begin_visit(memory_t *m, int64_t visit, int64_t t_ns, int64_t counts
     v->strip_frames = 0;
     v->strip_counts = 0;
     begin_part(m);
+    v->quiet_ns_1 = v->quiet_counts_1 = 0;
+    v->quiet_ns_2 = v->quiet_counts_2 = 0;
     v->lost = 0;
     v->saturated = 0;
 }
@@ -739,6 +744,8 @@ static void integrate_1(memory_t *m, datagram d, int64_t now_ns)
     if (idle && !beam && !first) {
         s->quiet_ns_1 += FRAME_NS;
         s->quiet_counts_1 += delta;
+        v->quiet_ns_1 += FRAME_NS;
+        v->quiet_counts_1 += delta;
         if (s->quiet_ns_1 >= QUIET_KEPT_NS) {
             s->quiet_ns_1 >>= 1;
             s->quiet_counts_1 >>= 1;
@@ -813,6 +820,8 @@ static void integrate_2(memory_t *m, datagram d, int64_t now_ns)
     if (idle && (s->flags_2 & FLAG_BEAM) == 0 && !first) {
         s->quiet_ns_2 += FRAME_NS;
         s->quiet_counts_2 += delta;
+        v->quiet_ns_2 += FRAME_NS;
+        v->quiet_counts_2 += delta;
         if (s->quiet_ns_2 >= QUIET_KEPT_NS) {
             s->quiet_ns_2 >>= 1;
             s->quiet_counts_2 >>= 1;

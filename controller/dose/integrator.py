@@ -156,6 +156,8 @@ def integrate_1(m, buffer, now_ns):
     if idle and not beam and not first:
         s.quiet_ns_1 += FRAME_NS
         s.quiet_counts_1 += delta
+        v.quiet_ns_1 += FRAME_NS
+        v.quiet_counts_1 += delta
         if s.quiet_ns_1 >= QUIET_KEPT_NS:
             s.quiet_ns_1 >>= 1
             s.quiet_counts_1 >>= 1
@@ -225,6 +227,8 @@ def integrate_2(m, buffer, now_ns):
     if idle and s.flags_2 & FLAG_BEAM == 0 and not first:
         s.quiet_ns_2 += FRAME_NS
         s.quiet_counts_2 += delta
+        v.quiet_ns_2 += FRAME_NS
+        v.quiet_counts_2 += delta
         if s.quiet_ns_2 >= QUIET_KEPT_NS:
             s.quiet_ns_2 >>= 1
             s.quiet_counts_2 >>= 1

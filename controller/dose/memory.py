@@ -201,6 +201,10 @@ VISIT_FIELDS: Fields = (
     ("part_s0_y", "i8", ""),
     ("part_s1_y", "i8", ""),
     ("ended", "i8", "1: electrometer 1 has shown the end of the visit before, electrometer 2 not yet"),
+    ("quiet_ns_1", "i8", "ns of the visit's frames without beam: in a hold, or a pause"),
+    ("quiet_counts_1", "i8", "counts in them: pedestal, and no estimate of it"),
+    ("quiet_ns_2", "i8", ""),
+    ("quiet_counts_2", "i8", ""),
     ("lost", "i8", "frames lost during the visit"),
     ("saturated", "i8", "1: saturation seen"),
 )

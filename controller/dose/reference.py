@@ -87,6 +87,13 @@ class Visit:
     """Of these, since the beam's place was last judged."""
     lost: int = 0
     saturated: bool = False
+    waited: dict[int, list[int]] = field(default_factory=lambda: {1: [], 2: []})
+    """Counts of both monitors in each of its frames without beam."""
+
+    def pedestal(self, stream: int, rate: float, span_ns: int) -> float:
+        """Counts without beam: those while it waited, and at this rate (per ns) in the rest of the span."""
+        waited = self.waited[stream]
+        return float(sum(waited)) + rate * float(span_ns - FRAME_NS * len(waited))
 
 
 @dataclass(slots=True)
@@ -340,6 +347,7 @@ class Integrator:
             if idle and before is not None and not frame.flags & FLAG_BEAM:
                 c.quiet_ns += FRAME_NS
                 c.quiet_counts += delta
+                self.visit.waited[frame.stream].append(delta)
                 if c.quiet_ns >= 4_000_000_000:
                     c.quiet_ns //= 2
                     c.quiet_counts //= 2
@@ -437,7 +445,8 @@ class Integrator:
                 pitch_mm, scale = limits[f"pitch_{axis}_mm"], limits[f"strip_scale_{axis}"]
                 centres[k] = planes[k].centre_mm(pitch_mm) / scale
                 sigmas[k] = planes[k].sigma_mm(pitch_mm) / scale
-        pedestal_1 = self.channels[1].pedestal() * float(frame.t_change_ns - visit.t_start_ns)
+        span_ns = frame.t_change_ns - visit.t_start_ns
+        pedestal_1 = visit.pedestal(1, self.channels[1].pedestal(), span_ns)
         late_1 = following.late_1 - visit.late_1
         row = Row(
             visit=visit.id,
@@ -450,7 +459,7 @@ class Integrator:
             delta_1=float(frame.counts_at_change - visit.counts_1) - pedestal_1 + late_1,
             delta_2=math.nan,
             pedestal_1=pedestal_1,
-            pedestal_2=0.0,
+            pedestal_2=visit.pedestal(2, self.channels[2].pedestal(), span_ns),
             late_1=late_1,
             late_2=following.late_2 - visit.late_2,
             x_mm=centres[0],
@@ -503,11 +512,11 @@ class Integrator:
         plan = self.planned(row.visit)
         if counts_2 is not None and counts_2 >= 0 and row.start_2 >= 0:
             row.counts_2 = counts_2
-            row.pedestal_2 = self.channels[2].pedestal() * float(row.t_end_ns - row.t_start_ns)
             row.delta_2 = float(counts_2 - row.start_2) - row.pedestal_2 + row.late_2
             if plan["per_particle_2"] > 0.0:
                 self.particles_2 += row.delta_2 / plan["per_particle_2"]
         else:
+            row.pedestal_2 = 0.0
             row.quality |= QUALITY_FRAMES_LOST
         if self._listener is not None:
             self._listener.row_complete(row)

@@ -151,11 +151,12 @@ class Judge:
             else:
                 self._secondary(frame)
 
-    def _dose(self, frame: Frame, start: int, start_ns: int) -> float:
-        """Counts since a start, less the pedestal."""
+    def _dose(self, frame: Frame, start: int) -> float:
+        """Counts of the visit since a start, less the pedestal."""
         bound = float(self._limit("pedestal_per_s")) * 1e-9
-        pedestal = min(max(self.integrator.channels[frame.stream].pedestal(), -bound), bound)
-        return float(frame.counts - start) - pedestal * float(frame.t_ns - start_ns)
+        rate = min(max(self.integrator.channels[frame.stream].pedestal(), -bound), bound)
+        visit = self.integrator.visit
+        return float(frame.counts - start) - visit.pedestal(frame.stream, rate, frame.t_ns - visit.t_start_ns)
 
     def _unrequested(self, frame: Frame, span_ns: int) -> None:
         """Beam adds up from the fall of the request on; without beam it is forgotten at an eighth of the pace."""
@@ -171,7 +172,7 @@ class Judge:
     def _primary(self, frame: Frame, delta: int, span_ns: int) -> None:
         visit = self.integrator.visit
         plan = self.integrator.planned(visit.id)
-        counts = self._dose(frame, visit.counts_1, visit.t_start_ns)
+        counts = self._dose(frame, visit.counts_1)
         preset = plan["preset"]
         limit = preset + max(preset * self._limit("spot_dose"), self._limit("spot_dose_counts")) + plan["slack_1"]
         if counts > limit:
@@ -190,7 +191,7 @@ class Judge:
         if row is not None:
             expected += self.integrator.planned(row.visit)["expected_2"]
         limit = expected + max(expected * self._limit("spot_dose"), self._limit("secondary_counts")) + plan["slack_2"]
-        counts = self._dose(frame, visit.counts_2, visit.t_start_ns)
+        counts = self._dose(frame, visit.counts_2)
         if counts > limit:
             self._trip(numbers.SPOT_DOSE_SECONDARY, counts, limit)
 

@@ -14,7 +14,7 @@ from controller.dose.strips import centroid_mm, close_plane, width_mm
 from controller.record.schema import QUALITY_FRAMES_LOST, QUALITY_NO_POSITION, QUALITY_SATURATED
 from drivers.compiled import compiled
 from drivers.wires.frames import FRAME_NS, STRIPS
-from interlocks.realtime import begin_part, judge_part, judge_visit
+from interlocks.realtime import begin_part, judge_part, judge_visit, visit_pedestal
 
 
 @compiled
@@ -52,11 +52,12 @@ def end_visit(m, t_ns, counts, beam_goes_on, now_ns):
     rate_2 = float(s.delta2_0 + s.delta2_1 + s.delta2_2) / (3.0 * FRAME_NS)
     late_1 = rate_1 * limits.lag_1_ns if beam_goes_on else 0.0
     late_2 = rate_2 * limits.lag_2_ns if beam_goes_on else 0.0
-    span_ns = float(t_ns - v.t_start_ns)
+    span_ns = t_ns - v.t_start_ns
     pedestal_1 = float(s.quiet_counts_1) / float(s.quiet_ns_1) if s.quiet_ns_1 > 0 else 0.0
+    pedestal_2 = float(s.quiet_counts_2) / float(s.quiet_ns_2) if s.quiet_ns_2 > 0 else 0.0
     row.late_1 = late_1 - v.late_1
-    row.pedestal_1 = pedestal_1 * span_ns
-    row.pedestal_2 = 0.0
+    row.pedestal_1 = visit_pedestal(pedestal_1, span_ns, v.quiet_counts_1, v.quiet_ns_1)
+    row.pedestal_2 = visit_pedestal(pedestal_2, span_ns, v.quiet_counts_2, v.quiet_ns_2)
     row.delta_1 = float(counts - v.counts_1) - row.pedestal_1 + row.late_1
     row.late_2 = late_2 - v.late_2
     row.counts_2 = -1
@@ -101,13 +102,12 @@ def publish_visit(m, counts_2, now_ns):
     row = m.measured[s.measured % m.measured.shape[0]]
     plan = m.plan[row.visit]
     if counts_2 >= 0 and v.counts_2 >= 0:
-        pedestal_2 = float(s.quiet_counts_2) / float(s.quiet_ns_2) if s.quiet_ns_2 > 0 else 0.0
         row.counts_2 = counts_2
-        row.pedestal_2 = pedestal_2 * float(row.t_end_ns - row.t_start_ns)
         row.delta_2 = float(counts_2 - v.counts_2) - row.pedestal_2 + row.late_2
         if plan.per_particle_2 > 0.0:
             s.particles_2 += row.delta_2 / plan.per_particle_2
     else:
+        row.pedestal_2 = 0.0
         row.quality |= QUALITY_FRAMES_LOST
     judge_visit(m, row, row.t_end_ns, now_ns)
     v.ended = 0
@@ -128,5 +128,7 @@ def begin_visit(m, visit, t_ns, counts):
     v.strip_frames = 0
     v.strip_counts = 0
     begin_part(m)
+    v.quiet_ns_1 = v.quiet_counts_1 = 0
+    v.quiet_ns_2 = v.quiet_counts_2 = 0
     v.lost = 0
     v.saturated = 0
