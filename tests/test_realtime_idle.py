@@ -86,3 +86,14 @@ def test_a_new_field_has_no_idle_charge_yet_and_its_own_pedestals(script: Script
     assert [int(monitor.streams[s][name]) for s in (1, 2) for name in IDLE] == [0] * 8
     assert [float(monitor.streams[s]["base"]) for s in (1, 2)] == pytest.approx([1e-7, 2e-7])
     assert int(monitor.state["begun"]) == 0
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_request_begins_the_count_of_idle_frames_anew(script: Script, stream: int) -> None:
+    state = script.path.monitor.streams[stream]
+    script.tick(4, add_1=1, add_2=1)
+    assert int(state["idle_frames"]) > 0
+    assert int(state["idle_new"]) == 4
+    script.beam(True)
+    script.tick(4)
+    assert (int(state["idle_frames"]), int(state["idle_new"])) == (0, 0)
