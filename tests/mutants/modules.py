@@ -106,6 +106,7 @@ GROUPS = {
             "interlocks/guard_agreement.py",
             "interlocks/guard_armed.py",
             "interlocks/guard_account.py",
+            "interlocks/guard_stream.py",
         ),
         (
             "tests/test_guard_supervisor.py",
