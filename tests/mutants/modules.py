@@ -113,6 +113,7 @@ GROUPS = {
             "tests/test_guard_agreement.py",
             "tests/test_guard_armed.py",
             "tests/test_guard_account.py",
+            "tests/test_guard_stream.py",
         ),
     ),
     "guard_turn": Group(False, ("interlocks/guard.py",), ("tests/test_guard_turn.py", "tests/test_guard_links.py")),
