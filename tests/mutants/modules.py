@@ -93,6 +93,7 @@ GROUPS = {
             "tests/test_guard_plan.py",
             "tests/test_guard_state.py",
             "tests/test_guard_numbers.py",
+            "tests/test_guard_stream.py",
         ),
     ),
     "guard_wires": Group(
