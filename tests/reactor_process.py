@@ -39,6 +39,7 @@ async def main(config: str) -> None:
     path = MonitorPath(site, monitor)
     path.load_key(permit_key(site), SESSION)
     monitor.limits["field_counts_1"] = monitor.limits["field_counts_2"] = 1e12
+    monitor.limits["idle_counts_1"] = monitor.limits["idle_counts_2"] = 1e12
     monitor.limits["frame_age_ns"] = round(FRAME_AGE_MS * 1e6)
     for lease in (LEASE_INTERLOCKS, LEASE_DELIVERY):
         path.renew(lease, time.monotonic_ns() + DAY_NS)

@@ -113,6 +113,7 @@ def path_on_sockets(site: Site) -> Iterator[MonitorPath]:
     path.load_key(permit_key(site), SESSION)
     # no field is loaded, and the monitors' pedestals count all the time
     monitor.limits["field_counts_1"] = monitor.limits["field_counts_2"] = 1e12
+    monitor.limits["idle_counts_1"] = monitor.limits["idle_counts_2"] = 1e12
     for lease in (LEASE_INTERLOCKS, LEASE_DELIVERY):
         path.renew(lease, time.monotonic_ns() + DAY_NS)
     with RealtimeThread(site, monitor, path.notify):

@@ -100,6 +100,7 @@ def ready_path(site: Site, monitor: Monitor, key: bytes) -> MonitorPath:
     plan["time_limit_us"] = 1_000_000
     limits, control = monitor.limits, monitor.control
     limits["field_counts_1"] = limits["field_counts_2"] = 1e15
+    limits["idle_counts_1"] = limits["idle_counts_2"] = 1e15
     limits["frame_age_ns"] = limits["stale_ns"] = limits["clock_drift_ns"] = PATIENCE_NS
     control["first_visit"], control["last_visit"] = 1, MAX_VISITS - 1
     control["lease_ns_0"] = control["lease_ns_1"] = 1 << 62
