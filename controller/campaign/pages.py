@@ -94,6 +94,12 @@ def _coverage(s: Summary) -> list[str]:
             for name, c in raised.items()
         ),
         "",
+        *(_not_raised(missing) if missing else []),
+    ]
+
+
+def _not_raised(missing: Sequence[str]) -> list[str]:
+    return [
         "The others, and the tests that raise them:",
         "",
         "| condition | raised by | why not here |",
