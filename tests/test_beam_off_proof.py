@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+
+from controller.delivery.proof import _frame_ns
 from interlocks.conditions import matrix
 from tests.delivery_rig import EXAMPLES, Delivery, fault, run_delivery
 
@@ -42,3 +47,10 @@ def test_beam_that_nobody_sees_go_off_is_named_and_a_physicists_to_reset(tmp_pat
     assert name == "BEAM_OFF_UNPROVED"
     assert "safety_chain" in detail
     assert matrix()["BEAM_OFF_UNPROVED"].reset == "physicist"
+
+
+def test_a_frames_time_is_taken_to_our_clock() -> None:
+    streams = np.zeros(4, [("t_ns", "i8"), ("offset_ns", "i8")])
+    streams[1] = (7_000, -2_000)
+    run: Any = SimpleNamespace(path=SimpleNamespace(monitor=SimpleNamespace(streams=streams)))
+    assert _frame_ns(run, 1) == 5_000

@@ -225,6 +225,16 @@ def idle_charge(stream: int, beyond: int) -> Cause:
     return cause
 
 
+def idle_before_requests(s: Script) -> None:
+    """Charge in the last 2 ms before a request is its beam's, whose frames come before it shows; then a clean pause."""
+    s.path.monitor.limits["idle_counts_1"] = 190.0
+    for visit, add in ((1, 20), (2, 0)):
+        s.deliver(visit, TICKS)
+        s.begin(0)
+        s.tick(QUIET_TICKS + 40)
+        s.tick(19, add_1=add)  # a whole block of ten frames lies in these, and at most nine frames before it
+
+
 def surge_with_lost_frames(beyond: int) -> Cause:
     """Every second frame is lost, so that the next one shows the counts of two."""
 
@@ -484,6 +494,7 @@ DOES_NOT_FIRE: list[tuple[str, Cause]] = [
     ("beam for no visit for 1.9 ms", beam_for_no_visit(20)),
     *((f"idle charge at its limit, monitor {k}", idle_charge(k, 0)) for k in (1, 2)),
     ("a pause between visits", visits(1, 0, 2)),
+    ("charge just before a request", idle_before_requests),
     ("beam for 2 ms after a request", beam_after_request(21)),
     ("beam time at its limit", beam_time(0)),
     ("two frames outside the window", magnet(SCAN_X_PRIMARY_MA, 2, 1)),
@@ -604,6 +615,17 @@ def test_a_pause_in_a_visit_counts_its_pedestal_as_it_is_and_not_by_its_last_sec
     assert row["pedestal_1"] == row["pedestal_2"] == pytest.approx(500, abs=10)
     assert row["delta_1"] - row["late_1"] == pytest.approx(TICKS * add_1, abs=12)
     assert row["delta_2"] - row["late_2"] == pytest.approx(TICKS * add_2, abs=12)
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_visits_dose_is_less_the_pedestal_of_its_own_time_and_of_no_other(script: Script, stream: int) -> None:
+    script.path.monitor.limits["idle_counts_1"] = script.path.monitor.limits["idle_counts_2"] = 1e9
+    without_beam(script, 6000, 20)  # 500 counts a second: ten in the visit, three hundred since the beginning
+    spot_dose(stream, 40)(script)
+    trip = script.path.trip()
+    assert trip is not None
+    assert trip.number == (numbers.SPOT_DOSE_PRIMARY if stream == 1 else numbers.SPOT_DOSE_SECONDARY)
+    assert trip.limit < trip.value < trip.limit + 40.0
 
 
 def test_every_number_has_a_cause_here() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from controller.clock import now_ns
+from controller.delivery.identities import oldest_identity_ns
 from controller.delivery.run import Run
 from controller.delivery.standing import AlreadyTripped, require_arming, require_beam, standing
 from interlocks.invariant import before_arming, before_beam
@@ -72,6 +74,23 @@ def test_a_stream_is_silent_once_it_is_older_than_the_site_allows(tmp_path: Path
         assert standing(run).silent_streams == ()
         run.path.monitor.streams[2]["arrival_ns"] -= round(run.site.permits.stale_ms * 1e6) + 1_000_000
         assert standing(run).silent_streams == (2,)
+
+    run_delivery(PLAN, "carbon-fixed", tmp_path / "t", script=operator, alone=True, whole=False)
+
+
+def test_who_said_long_ago_who_it_is_is_unknown_from_the_limit_on(tmp_path: Path) -> None:
+    async def operator(delivery: Delivery) -> None:
+        run = delivery.run
+        await armed(delivery)
+        asked_ns = dict(run.identified_ns)
+        oldest_ns = now_ns() - oldest_identity_ns(run.site)
+        run.identified_ns.update(gantry=oldest_ns, couch=oldest_ns - 1)
+        del run.identified_ns["nozzle"]
+        nonces = standing(run).boot_nonces
+        assert "gantry" in nonces, "just in time"
+        assert "couch" not in nonces
+        assert "nozzle" not in nonces, "it never said"
+        run.identified_ns.update(asked_ns)
 
     run_delivery(PLAN, "carbon-fixed", tmp_path / "t", script=operator, alone=True, whole=False)
 
